@@ -1,0 +1,33 @@
+"""tokenmill: one package that takes a language model through its whole life on hardware you control.
+
+Names are resolved on first use (PEP 562), so that ``import tokenmill`` and ``tokenmill --help`` load no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tokenmill.engine.sampling_params import SamplingParams as SamplingParams
+    from tokenmill.llm import LLM as LLM
+    from tokenmill.models import load_model as load_model
+    from tokenmill.models import load_tokenizer as load_tokenizer
+
+_HOMES = {
+    "LLM": "tokenmill.llm",
+    "SamplingParams": "tokenmill.engine.sampling_params",
+    "load_model": "tokenmill.models",
+    "load_tokenizer": "tokenmill.models",
+}
+
+__all__ = ["LLM", "SamplingParams", "__version__", "load_model", "load_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenmill' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,66 @@
+"""Every error that a person can cause, one small tree.
+
+The command line prints such an error without a traceback and exits with its ``exit_status``; a server turns it into
+a 4xx. Whatever is raised outside this tree is a bug of ours. A message says what was given, what is allowed and what
+to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class TokenmillError(Exception):
+    """Base of all errors that are for the person, not for the developer."""
+
+    exit_status = 1
+
+
+class UsageError(TokenmillError, ValueError):
+    """The request itself is wrong: an unknown option, a value out of range, two flags that exclude each other."""
+
+    exit_status = 2
+
+
+class ConfigError(TokenmillError, ValueError):
+    """A model's or a recipe's configuration has a key or value that is not understood or not possible."""
+
+
+class FormatError(TokenmillError, ValueError):
+    """A file is broken or not what it claims to be. Names the file and the place in it."""
+
+    def __init__(self, path: Path | str, where: str, problem: str) -> None:
+        self.path, self.where, self.problem = str(path), where, problem
+        super().__init__(f"{path}: {where}: {problem}" if where else f"{path}: {problem}")
+
+
+class StoreError(TokenmillError):
+    """The store on this machine cannot do what was asked (locked, corrupt, a name outside the grammar)."""
+
+
+class NotFoundError(StoreError, LookupError):
+    """No such model, file or revision."""
+
+
+class NetworkError(TokenmillError):
+    """A download or upload failed in a way that trying again may mend."""
+
+
+class DigestError(StoreError):
+    """What arrived is not what was promised: a sha256 differs."""
+
+
+class TemplateError(TokenmillError, ValueError):
+    """A chat template is broken, refuses the conversation, or ran past its limits."""
+
+
+class OutOfContextError(UsageError):
+    """A prompt (plus what it may generate) does not fit the model's context."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` when one of `known` is close to `word`, else the empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
