@@ -1,0 +1,95 @@
+"""The decoder that every family shares: embed, run the layers, normalise, project to the vocabulary.
+
+All sequences of a pass lie in one row of tokens, without padding; the context knows where each begins.
+Axes: T tokens · C hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenmill.nn.attention import Attention
+from tokenmill.nn.config import DecoderConfig, LayerConfig, MoEConfig
+from tokenmill.nn.context import AttentionContext
+from tokenmill.nn.linear import Linear
+from tokenmill.nn.mlp import MLP
+from tokenmill.nn.moe import MoE
+from tokenmill.nn.norm import Norm
+from tokenmill.nn.rope import Rotary
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each normalised before (and after, with ``post_norms``) and added."""
+
+    def __init__(self, model: DecoderConfig, config: LayerConfig, layer: int) -> None:
+        super().__init__()
+        size = model.hidden_size
+        self.residual_scale = model.residual_scale
+        self.attn_norm = Norm(size, model.norm)
+        self.attn = Attention(size, config.attention, model.norm, layer)
+        self.attn_post_norm = Norm(size, model.norm) if model.post_norms else nn.Identity()
+        self.mlp_norm = Norm(size, model.norm)
+        self.mlp = MoE(size, config.mlp) if isinstance(config.mlp, MoEConfig) else MLP(size, config.mlp)
+        self.mlp_post_norm = Norm(size, model.norm) if model.post_norms else nn.Identity()
+
+    def forward(self, x_TC: Tensor, rotary: tuple[Tensor, Tensor] | None, context: AttentionContext) -> Tensor:
+        attended_TC = self.attn_post_norm(self.attn(self.attn_norm(x_TC), rotary, context))
+        x_TC = x_TC + self._scaled(attended_TC)
+        return x_TC + self._scaled(self.mlp_post_norm(self.mlp(self.mlp_norm(x_TC))))
+
+    def _scaled(self, x_TC: Tensor) -> Tensor:
+        return x_TC if self.residual_scale == 1.0 else x_TC * self.residual_scale
+
+
+class Decoder(nn.Module):
+    """A causal language model. Built empty (``torch.device("meta")`` is fine); ``models`` fills it from files."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_position, config.hidden_size) if config.learned_positions else None
+        self.layers = nn.ModuleList(Block(config, layer, i) for i, layer in enumerate(config.layers))
+        self.norm = Norm(config.hidden_size, config.norm)
+        self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
+        ropes = dict.fromkeys(layer.attention.rope for layer in config.layers)  # a set that keeps its order
+        self.rotaries = {rope: Rotary(rope) for rope in ropes if rope is not None}
+
+    def hidden(self, tokens_T: Tensor, context: AttentionContext) -> Tensor:
+        """The normalised hidden state of every token, [T, C]."""
+        x_TC = self.embed(tokens_T)
+        if self.config.embedding_scale != 1.0:
+            # Rounded to the weights' dtype first, as Gemma was trained: sqrt(C) is not the same number in bf16
+            x_TC = x_TC * torch.tensor(self.config.embedding_scale, dtype=x_TC.dtype, device=x_TC.device)
+        if self.positions is not None:
+            x_TC = x_TC + self.positions(context.positions_T)
+        angles = {
+            rope: rotary(context.positions_T, context.lengths_T, x_TC.dtype) for rope, rotary in self.rotaries.items()
+        }
+        for block, layer in zip(self.layers, self.config.layers, strict=True):
+            rope = layer.attention.rope
+            x_TC = block(x_TC, None if rope is None else angles[rope], context)
+        return self.norm(x_TC)
+
+    def logits(self, hidden_TC: Tensor) -> Tensor:
+        """Scores over the vocabulary, [T, V] in the weights' dtype. Pass only the rows that are needed."""
+        logits_TV = F.linear(hidden_TC, self.embed.weight) if self.head is None else self.head(hidden_TC)
+        if self.config.logit_scale != 1.0:
+            logits_TV = logits_TV * self.config.logit_scale
+        if self.config.logit_softcap is not None:
+            logits_TV = self.config.logit_softcap * torch.tanh(logits_TV / self.config.logit_softcap)
+        return logits_TV
+
+    def forward(self, tokens_T: Tensor, context: AttentionContext) -> Tensor:
+        """Logits of every token, [T, V]."""
+        return self.logits(self.hidden(tokens_T, context))
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
