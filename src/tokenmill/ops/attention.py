@@ -54,7 +54,8 @@ def attention(
     """Attend; returns [T, H, D] in q's dtype. Scores and softmax are computed in float32.
 
     ``window``: a query sees itself and the ``window - 1`` keys before it. ``softcap``: scores pass through
-    ``softcap * tanh(score / softcap)`` before the mask. ``alibi_H``: one slope a head, times the distance, is subtracted.
+    ``softcap * tanh(score / softcap)`` before the mask. ``alibi_H``: one slope a head; times the distance it is
+    subtracted.
     """
     groups = q_THD.shape[1] // k_SKD.shape[1]
     outputs = []
