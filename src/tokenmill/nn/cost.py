@@ -48,9 +48,8 @@ def parameters(config: DecoderConfig, *, active: bool = False) -> int:
 
 
 def kv_bytes_per_token(config: DecoderConfig, bytes_per_value: float = 2) -> float:
-    """Bytes that one more token adds to the cache, all layers; windowed layers stop growing at their window."""
-    values = sum(2 * layer.attention.num_kv_heads * layer.attention.head_dim for layer in config.layers)
-    return values * bytes_per_value
+    """Bytes that the first tokens add to the cache, each, all layers together."""
+    return kv_bytes(config, 1, bytes_per_value)
 
 
 def kv_bytes(config: DecoderConfig, length: int, bytes_per_value: float = 2) -> float:

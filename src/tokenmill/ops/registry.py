@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, update_wrapper
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from tokenmill.core.errors import UsageError, did_you_mean
 from tokenmill.core.log import get_logger, info_once
@@ -29,7 +29,7 @@ R = TypeVar("R")
 log = get_logger(__name__)
 
 _forced: ContextVar[Mapping[str, str] | None] = ContextVar("tokenmill_backends", default=None)
-_ops: dict[str, Op[..., object]] = {}
+_ops: dict[str, Op[Any, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Op(Generic[P, R]):
 
     def __init__(self, reference: Callable[P, R]) -> None:
         update_wrapper(self, reference)
-        self.name: str = reference.__name__  # type: ignore[attr-defined]
+        self.name: str = reference.__name__
         self.reference = reference
         self.backends: list[Backend[P, R]] = []
         _ops[self.name] = self
@@ -92,7 +92,7 @@ class Op(Generic[P, R]):
         return self.reference(*args, **kwargs)
 
 
-def registered_ops() -> Mapping[str, Op[..., object]]:
+def registered_ops() -> Mapping[str, Op[Any, Any]]:
     """Every op imported so far, by name; ``tokenmill doctor`` shows them."""
     return _ops
 
