@@ -6,7 +6,7 @@ digest and a size. tokenmill adds, in ways that Ollama skips over:
 - ``application/vnd.tokenmill.file``: one file of a model of several files, named by ``org.opencontainers.image.title``;
   ``application/vnd.tokenmill.adapter`` is the same for an adapter's files, with ``tokenmill.adapter`` as its number;
 - a layer that is a file elsewhere on this machine, used in place: ``tokenmill.path`` and ``tokenmill.mtime`` (ns);
-- on the manifest ``tokenmill.source`` and ``tokenmill.revision`` (provenance) and ``tokenmill.name`` (how it is called).
+- on the manifest ``tokenmill.source`` and ``tokenmill.revision`` (provenance), ``tokenmill.name`` (what it is called).
 
 Manifests come from registries and other programs, so each number and string is bounded. Refuses duplicate keys,
 digests and file names outside their grammars, and anything of the wrong type.
