@@ -1,0 +1,91 @@
+"""One answer of a model, streamed to wherever it goes, with the figures that ``--verbose`` prints.
+
+Shared by the one-shot ``run`` and the chat. Imports no torch: the model is whatever has LLM's ``stream``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenmill.cli.output import human_duration
+
+if TYPE_CHECKING:
+    from tokenmill import LLM, SamplingParams
+
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. Times in seconds; ``finish_reason`` is the engine's, or ``interrupted`` after Ctrl-C."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_s: float = 0.0
+    decode_s: float = 0.0
+    total_s: float = 0.0
+    load_s: float = 0.0
+
+    def document(self, model: str) -> dict[str, Any]:
+        """The answer as ``--json`` prints it."""
+        return {"model": model, **asdict(self)}
+
+    def figures(self) -> str:
+        """The table of ``--verbose``: Ollama's eight lines."""
+        rows = [("total duration", human_duration(self.total_s)), ("load duration", human_duration(self.load_s))]
+        for name, count, seconds in (
+            ("prompt eval", self.prompt_tokens, self.prompt_s),
+            ("eval", self.completion_tokens, self.decode_s),
+        ):
+            rows += [(f"{name} count", f"{count} token(s)"), (f"{name} duration", human_duration(seconds))]
+            rows += [(f"{name} rate", f"{count / seconds:.2f} tokens/s" if seconds else "-")]
+        return "\n".join(f"{f'{name}:':<21} {value}" for name, value in rows)
+
+
+def ask(
+    llm: LLM,
+    prompt: str | Sequence[dict[str, str]],
+    params: SamplingParams,
+    write: Callable[[str], object],
+    *,
+    format: str | dict[str, Any] | None = None,
+    load_s: float = 0.0,
+    interruptible: bool = False,
+) -> Answer:
+    """Stream the answer to `write`. `load_s`, the time that the model took to load for this answer, adds to the total.
+
+    With `interruptible` Ctrl-C ends the answer and what was said so far is returned; without it Ctrl-C goes on up.
+    """
+    begin = time.perf_counter()
+    said: list[str] = []
+    reason, stats = INTERRUPTED, None
+    # format= constrains the decoding and costs a grammar; it is passed only where it was asked for
+    extra: dict[str, Any] = {} if format is None else {"format": format}
+    pieces = llm.stream(prompt, params, **extra)
+    try:
+        for piece in pieces:
+            said.append(piece.text)
+            write(piece.text)
+            if piece.finish_reason is not None:
+                reason, stats = piece.finish_reason, piece.stats
+    except KeyboardInterrupt:
+        if not interruptible:
+            raise
+    total = load_s + time.perf_counter() - begin
+    if stats is None:
+        return Answer("".join(said), reason, total_s=total, load_s=load_s)
+    return Answer(
+        text="".join(said),
+        finish_reason=reason,
+        prompt_tokens=stats.prompt_tokens,
+        completion_tokens=stats.completion_tokens,
+        prompt_s=stats.prompt_s,
+        decode_s=stats.decode_s,
+        total_s=total,
+        load_s=load_s,
+    )

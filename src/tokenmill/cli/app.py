@@ -1,0 +1,136 @@
+"""The entry point: a table of verbs, each imported when it is called, and the mapping of errors to exit statuses.
+
+``tokenmill --help`` has to answer within 0.3 s and import no torch, so the top level knows of a verb only its module
+and one line of help. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. A mistake of the person's is one
+message on stderr; ``--debug``, before or after the verb, shows the traceback too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import tokenmill
+from tokenmill.core.errors import TokenmillError
+from tokenmill.core.log import setup_logging
+
+# verb: (module, one line of help). Order is the order of `--help`: get a model, look at it, use it, shape it, measure.
+VERBS: dict[str, tuple[str, str]] = {
+    "pull": ("tokenmill.cli.pull", "Get a model: from the catalog, a hub, a registry, a URL or a path."),
+    "list": ("tokenmill.cli.list", "List the models on this machine."),
+    "show": ("tokenmill.cli.show", "Show what a model is: size, context, template, licence, origin."),
+    "run": ("tokenmill.cli.run", "Chat with a model, or answer one prompt."),
+    "create": ("tokenmill.cli.create", "Make a model from a Modelfile."),
+    "cp": ("tokenmill.cli.cp", "Give a model a second name."),
+    "rm": ("tokenmill.cli.rm", "Remove models from this machine."),
+    "push": ("tokenmill.cli.push", "Send a model to a registry."),
+    "eval": ("tokenmill.cli.eval", "Measure a model."),
+    "doctor": ("tokenmill.cli.doctor", "Say what this machine has, what is active and what to do about the rest."),
+}
+ALIASES = {"ls": "list"}
+
+EPILOG = """\b
+Examples:
+  tokenmill run smollm2:135m "What is the capital of France?"
+  tokenmill pull hf:HuggingFaceTB/SmolLM2-135M-Instruct
+"""
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its verbs from the table and imports a verb's module only to run it or to show its help."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        self.commands = {verb: TyperCommand(verb, help=line) for verb, (_, line) in VERBS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """typer's own resolution (with its "Did you mean"), then the stand-in replaced by the real command."""
+        verb, command, rest = super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
+        return verb, load_verb(verb) if command is not None and verb is not None else command, rest
+
+
+def load_verb(verb: str) -> Any:
+    """The command object of `verb`. Its module holds a ``typer.Typer`` named ``app``."""
+    command = typer.main.get_command(importlib.import_module(VERBS[verb][0]).app)
+    command.name = verb
+    return command
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokenmill {tokenmill.__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Allowed after a verb too.")
+    ] = False,
+) -> None:
+    """tokenmill takes a language model through its whole life on hardware you control."""
+
+
+def command() -> Any:
+    """The whole command line as one command object; its help is plain text, which is quick to load and pipes well."""
+    top = typer.Typer(
+        cls=LazyGroup, no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    top.callback(epilog=EPILOG)(_top)
+    return typer.main.get_command(top)
+
+
+def _take_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Take ``--debug`` out wherever it stands before ``--``, so that no verb needs a flag of its own for it."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    flags = [word for word in argv[:end] if word != "--debug"]
+    return flags + list(argv[end:]), len(flags) < end
+
+
+def _run(argv: list[str]) -> int:
+    """Run the verb; errors of typer's parser (wrong usage) are shown as it shows them."""
+    try:
+        status = command().main(argv, prog_name="tokenmill", standalone_mode=False)
+    except typer.TyperException as error:
+        if hasattr(error, "show"):
+            error.show()
+        return error.exit_code
+    except typer.Abort:  # end of input at a question
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. ``argv`` excludes the program's name."""
+    words, debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    setup_logging("DEBUG" if debug else None)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader (`| head`) has what it wanted; Python's flush at exit must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (TokenmillError, OSError) as error:
+        if debug:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_status if isinstance(error, TokenmillError) else 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"Error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print("This is a bug in tokenmill. Run the same command with --debug to see where.", file=sys.stderr)
+        return 1

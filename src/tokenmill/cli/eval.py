@@ -1,0 +1,62 @@
+"""``tokenmill eval``: measures of a model. Each ends with its figures, as JSON where asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenmill.cli.output import Json, PullProgress, emit, step_progress
+from tokenmill.core.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True)
+
+EPILOG = """\b
+Example:
+  tokenmill eval ppl --model smollm2:135m --text book.txt --ctx 512
+"""
+
+
+@app.callback()
+def evaluate() -> None:
+    """Measure a model."""
+
+
+@app.command(epilog=EPILOG)
+def ppl(
+    model: Annotated[str, typer.Option(help="The model; pulled when it is missing.")],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
+    ctx: Annotated[int, typer.Option(min=2, help="Window in tokens; the second half of each window is scored.")] = 512,
+    adapter: Annotated[str | None, typer.Option(metavar="PATH", help="A PEFT or GGUF adapter to put on it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of a text, by windows as llama-perplexity takes them, so that figures compare."""
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {text}: {error}") from None
+
+    from tokenmill import LLM
+    from tokenmill.evals.perplexity import perplexity
+
+    with PullProgress() as pulled:
+        llm = LLM(model, adapter=adapter, progress=pulled)
+    ids = llm.tokenizer.encode(content)
+    with step_progress("windows") as progress:
+        result = perplexity(llm.model, ids, ctx, num_bytes=len(content.encode()), progress=progress)
+    document = {
+        "model": model,
+        "text": str(text),
+        "ctx": ctx,
+        "ppl": result.ppl,
+        "stderr": result.stderr,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": result.tokens,
+    }
+    table = (
+        f"perplexity     {result.ppl:.4f} ± {result.stderr:.4f}\n"
+        f"bits per byte  {result.bits_per_byte:.4f}\n"
+        f"tokens scored  {result.tokens} in windows of {ctx}"
+    )
+    emit(document, as_json, table)

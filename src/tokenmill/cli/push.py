@@ -1,0 +1,29 @@
+"""``tokenmill push``: send a model to a registry that speaks Ollama's protocol, or to a repository of the hub."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenmill.cli.output import Json, PullProgress, emit
+from tokenmill.store import Store
+
+app = typer.Typer()
+
+EPILOG = """\b
+Example:
+  tokenmill push my-assistant ollama:registry.example.org/me/my-assistant:latest
+"""
+
+
+@app.command(epilog=EPILOG)
+def push(
+    name: Annotated[str, typer.Argument(help="A model in the store.")],
+    destination: Annotated[str | None, typer.Argument(help="Where to; by default where its name points.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send a model to a registry."""
+    with PullProgress() as progress:
+        Store().push(name, destination, progress)
+    emit({"status": "success", "name": name, "destination": destination or name}, as_json, f"pushed {name}")

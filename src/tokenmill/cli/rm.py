@@ -1,0 +1,27 @@
+"""``tokenmill rm``: remove models; blobs that no other name uses go with them, linked files of yours never do."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenmill.cli.output import Json, emit
+from tokenmill.store import Store
+
+app = typer.Typer()
+
+EPILOG = """\b
+Examples:
+  tokenmill rm my-assistant
+  tokenmill rm one two three
+"""
+
+
+@app.command(epilog=EPILOG)
+def rm(names: Annotated[list[str], typer.Argument(help="Models in the store.")], as_json: Json = False) -> None:
+    """Remove models from this machine."""
+    store = Store()
+    for name in names:
+        store.remove(name)
+    emit({"status": "success", "removed": names}, as_json, "\n".join(f"deleted {name!r}" for name in names))
