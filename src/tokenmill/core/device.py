@@ -1,0 +1,68 @@
+"""Where a model runs and in which number format, when the person does not say. torch is imported only when asked."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenmill.core.errors import UsageError, did_you_mean
+from tokenmill.core.log import get_logger, info_once
+
+if TYPE_CHECKING:
+    import torch
+
+log = get_logger(__name__)
+DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
+DTYPES["fp16"] = "float16"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU as Linux names them; empty where they cannot be read."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    for line in info.read_text(errors="replace").splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """``device`` as given and checked, else CUDA where there is one, else the CPU."""
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is not a device; use cpu, cuda or cuda:0") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r} is not supported; use cpu, cuda or cuda:0")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """``dtype`` as given, else what suits the device without losing what the file holds.
+
+    ``stored``: the file's float format, bfloat16 for quantised blocks. float16 and bfloat16 become float32 on a CPU
+    that has no instructions for bfloat16.
+    """
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None and dtype != "auto":
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use auto, {', '.join(DTYPES)}")
+        return getattr(torch, DTYPES[dtype])
+    if device.type == "cuda" and stored == torch.float32:
+        return torch.bfloat16
+    if device.type == "cpu" and stored != torch.float32 and not cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
+        info_once(log, f"computing in float32: this CPU is slow at {stored}")
+        return torch.float32
+    return stored

@@ -1,0 +1,152 @@
+"""From files to a model, and back.
+
+``load_model`` takes what a person writes: a name in the store, a Hugging Face folder, a GGUF file. The decoder is built
+on the meta device (no memory, no time) and its weights are then put in, as views of the mapped file where they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenmill.core.device import pick_device, pick_dtype
+from tokenmill.core.errors import ConfigError, FormatError, did_you_mean
+from tokenmill.formats import open_tensors
+from tokenmill.formats.gguf import GGUFFile
+from tokenmill.formats.hf_folder import HFFolder, write_hf_folder
+from tokenmill.formats.tensors import TensorFile
+from tokenmill.models import (
+    gemma2,
+    gemma3,
+    gguf,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    starcoder2,
+)
+from tokenmill.models.config_reader import ConfigReader
+from tokenmill.models.family import Family
+from tokenmill.models.weights import Table, file_tensors, load_weights
+from tokenmill.nn.config import DecoderConfig
+from tokenmill.nn.decoder import Decoder
+from tokenmill.store import Store
+from tokenmill.text.gguf import tokenizer_from_gguf
+from tokenmill.text.load import tokenizer_from_folder
+from tokenmill.text.tokenizer import Tokenizer
+
+_MODULES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, granite, gpt2, starcoder2, mixtral, qwen3_moe)
+FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
+
+
+@dataclass
+class Model:
+    """A decoder and what it takes to write it down again."""
+
+    decoder: Decoder
+    family: Family
+    config: dict[str, Any]
+    """The ``config.json`` of the Hugging Face side, also for a model that came from a GGUF file."""
+    generation_config: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path | str) -> None:
+        """Write a Hugging Face folder (weights and configuration; ``Tokenizer.save`` writes the rest of it)."""
+        config = {**self.config, "dtype": str(self.decoder.dtype).removeprefix("torch.")}
+        write_hf_folder(
+            Path(folder),
+            config,
+            file_tensors(self.decoder, self.family.weights),
+            generation_config=self.generation_config or None,
+        )
+
+
+def read_config(config: Mapping[str, Any], source: str) -> tuple[Family, DecoderConfig]:
+    """A ``config.json`` to its family and our configuration; ConfigError lists everything that is not understood."""
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        near = did_you_mean(str(kind), FAMILIES)
+        raise ConfigError(f"{source}: model type {kind!r} is not supported{near}; known: {', '.join(sorted(FAMILIES))}")
+    reader = ConfigReader(config, source)
+    decoder_config = FAMILIES[kind].read(reader)
+    reader.finish()
+    return FAMILIES[kind], decoder_config
+
+
+def build(config: DecoderConfig) -> Decoder:
+    """A decoder without memory behind its weights."""
+    with torch.device("meta"):
+        return Decoder(config).requires_grad_(False).eval()
+
+
+def load_model(
+    model: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    store: Store | None = None,
+) -> Model:
+    """Load by store name, folder or file. ``dtype``: ``auto`` keeps the file's where the device is fast at it."""
+    path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
+    file = open_tensors(path)
+    config, generation_config = config_of(file)
+    family, decoder_config = read_config(config, str(path))
+    on = pick_device(device)
+    table, ignored = _names(file, family)
+    decoder = build(decoder_config)
+    load_weights(decoder, file, table, dtype=pick_dtype(dtype, on, _stored_dtype(file)), device=on, ignored=ignored)
+    return Model(decoder, family, config, generation_config)
+
+
+def config_of(file: TensorFile) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``config.json`` and ``generation_config.json`` of a model's files, made from the metadata of a GGUF file."""
+    if isinstance(file, HFFolder):
+        return file.config, file.generation_config
+    if not isinstance(file, GGUFFile):
+        raise FormatError(file.path, "", "a single safetensors file has no configuration; give its folder")
+    family = FAMILIES[gguf.family_name(file)]
+    reader = gguf.reader(file)
+    config = {"architectures": [family.architecture], "model_type": family.name}
+    config |= gguf.config_from_gguf(file, reader)
+    family.gguf_config(reader, config)
+    reader.finish()
+    return config, {}
+
+
+def _names(file: TensorFile, family: Family) -> tuple[Table, str]:
+    if isinstance(file, GGUFFile):
+        return family.gguf_weights, gguf.IGNORED
+    # A bare base model has no prefix: the hub's own gpt2 calls its embedding wte, not transformer.wte
+    prefix = family.weights[0].theirs.partition(".")[0] + "."
+    if any(name.startswith(prefix) for name in file.infos()):
+        return family.weights, family.ignored
+    bare = tuple(replace(entry, theirs=entry.theirs.removeprefix(prefix)) for entry in family.weights)
+    return bare, family.ignored
+
+
+def _stored_dtype(file: TensorFile) -> torch.dtype:
+    """The float format that holds most of the file's bytes; quantised blocks count as bfloat16."""
+    sizes: dict[str, int] = {}
+    for info in file.infos().values():
+        sizes[info.type] = sizes.get(info.type, 0) + info.nbytes
+    most = max(sizes, key=lambda kind: sizes[kind]) if sizes else "F32"
+    return {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
+
+
+def load_tokenizer(model: str | Path, *, store: Store | None = None) -> Tokenizer:
+    """The tokenizer of a store name, folder or GGUF file."""
+    path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
+    if path.is_dir():
+        return tokenizer_from_folder(path)
+    file = open_tensors(path)
+    if not isinstance(file, GGUFFile):
+        raise FormatError(path, "", "a single safetensors file has no tokenizer; give its folder")
+    return tokenizer_from_gguf(file.metadata, path)

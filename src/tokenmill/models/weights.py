@@ -1,0 +1,173 @@
+"""Weight names live in tables. One table serves both directions: reading a file into a decoder, and writing one.
+
+A :class:`Row` pairs a name in the file (``{layer}`` and ``{expert}`` are counted up; ``.weight`` and ``.bias`` follow)
+with a module of ours, or with several where the file keeps them fused. What the file does to the tensor on top is a
+field of the row. A tensor that no row explains, or one that is missing, is an error; all of them in one message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokenmill.core.errors import FormatError
+from tokenmill.formats.tensors import TensorFile
+from tokenmill.nn.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Row:
+    theirs: str
+    ours: tuple[str, ...]
+    """More than one: their rows one after the other are in the file's one tensor (fused QKV, fused gate and up)."""
+    transposed: bool = False
+    """The file has [in, out] (GPT-2's Conv1D)."""
+    interleaved: bool = False
+    """Rotary pairs are neighbours in the file, halves apart with us (GGUF's llama)."""
+    offset: float = 0.0
+    """The file's values minus ours (GGUF adds the one that Gemma's norms leave out)."""
+
+
+Table = tuple[Row, ...]
+
+
+def row(theirs: str, *ours: str, **how: bool | float) -> Row:
+    return Row(theirs, ours, **how)  # type: ignore[arg-type]
+
+
+def changed(table: Table, *rows: Row, without: Iterable[str] = ()) -> Table:
+    """``table`` with rows replaced that mean the same modules as the new ones, or whose name is in ``without``."""
+    ours = {name for new in rows for name in new.ours}
+    kept = (old for old in table if not ours & set(old.ours) and old.theirs not in set(without))
+    return (*kept, *rows)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One tensor of the file and the parameters it fills; ``expert`` is its place in a stacked parameter."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    row: Row
+    expert: int | None
+
+
+def _slots(model: Decoder, table: Table) -> Iterator[_Slot]:
+    """Expand a table over layers and experts to the parameters that this model really has."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for entry in table:
+        layers = range(model.config.num_layers) if "{layer}" in entry.theirs else range(1)
+        for layer in layers:
+            for suffix in (".weight", ".bias"):
+                ours = tuple(name.replace("{layer}", str(layer)) + suffix for name in entry.ours)
+                if ours[0] not in shapes:
+                    continue
+                theirs = entry.theirs.replace("{layer}", str(layer)) + suffix
+                if "{expert}" not in theirs:
+                    yield _Slot(theirs, ours, entry, None)
+                    continue
+                for expert in range(shapes[ours[0]][0]):
+                    yield _Slot(theirs.replace("{expert}", str(expert)), ours, entry, expert)
+
+
+def _rotary_pairs(tensor: Tensor, head_dim: int, *, to_neighbours: bool) -> Tensor:
+    """Reorder a head's rows between [2, D/2] (halves apart, ours) and [D/2, 2] (neighbours)."""
+    inner = (2, head_dim // 2) if to_neighbours else (head_dim // 2, 2)
+    return tensor.unflatten(0, (-1, *inner)).transpose(1, 2).flatten(0, 2)
+
+
+def _from_file(tensor: Tensor, how: Row, head_dim: int) -> Tensor:
+    if how.transposed and tensor.ndim == 2:
+        tensor = tensor.t().contiguous()
+    if how.interleaved:
+        tensor = _rotary_pairs(tensor, head_dim, to_neighbours=False)
+    return tensor - how.offset if how.offset else tensor
+
+
+def _to_file(tensor: Tensor, how: Row, head_dim: int) -> Tensor:
+    if how.offset:
+        tensor = tensor + how.offset
+    if how.interleaved:
+        tensor = _rotary_pairs(tensor, head_dim, to_neighbours=True)
+    return tensor.t().contiguous() if how.transposed and tensor.ndim == 2 else tensor
+
+
+def _head_dim(model: Decoder) -> int:
+    return model.config.layers[0].attention.head_dim
+
+
+def _shape_in_file(slot: _Slot, shapes: dict[str, torch.Size]) -> tuple[int, ...]:
+    first = shapes[slot.ours[0]]
+    shape = list(first[1:] if slot.expert is not None else first)
+    if len(slot.ours) > 1:
+        shape[0] = sum(shapes[name][0] for name in slot.ours)
+    return tuple(reversed(shape)) if slot.row.transposed else tuple(shape)
+
+
+def check_names(model: Decoder, file: TensorFile, table: Table, ignored: str = r"$^") -> list[_Slot]:
+    """Match file and model; raise FormatError with every tensor that is missing, misshapen or not understood."""
+    infos, problems = file.infos(), []
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    slots = list(_slots(model, table))
+    for slot in slots:
+        wanted = _shape_in_file(slot, shapes)
+        if slot.theirs not in infos:
+            problems.append(f"{slot.theirs} is missing (shape {list(wanted)})")
+        elif tuple(infos[slot.theirs].shape) != wanted:
+            problems.append(
+                f"{slot.theirs} has shape {list(infos[slot.theirs].shape)}, the configuration {list(wanted)}"
+            )
+    known = {slot.theirs for slot in slots}
+    problems += [f"{name} is not understood" for name in infos if name not in known and not re.search(ignored, name)]
+    if problems:
+        shown = [*problems[:20], *([f"… and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        raise FormatError(file.path, "tensors", "do not fit the configuration:\n  " + "\n  ".join(shown))
+    unfilled = set(shapes) - {name for slot in slots for name in slot.ours}
+    assert not unfilled, f"no row of the weight table fills {sorted(unfilled)}"
+    return slots
+
+
+def load_weights(
+    model: Decoder,
+    file: TensorFile,
+    table: Table,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    ignored: str = r"$^",
+) -> None:
+    """Fill a decoder built on the meta device. A tensor whose dtype and layout fit stays a view of the mapped file."""
+    slots = check_names(model, file, table, ignored)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    stacks: dict[str, Tensor] = {}
+    for slot in slots:
+        tensor = _from_file(file.load(slot.theirs, dtype).to(device), slot.row, _head_dim(model))
+        parts = tensor.split([shapes[name][-2 if slot.expert is not None else 0] for name in slot.ours])
+        for name, part in zip(slot.ours, parts, strict=True):
+            if slot.expert is None:
+                _assign(model, name, part)
+                continue
+            if name not in stacks:
+                stacks[name] = torch.empty(shapes[name], dtype=dtype, device=device)
+                _assign(model, name, stacks[name])
+            stacks[name][slot.expert] = part
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def file_tensors(model: Decoder, table: Table) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights under the file's names, as the file has them: the way back."""
+    parameters = dict(model.named_parameters())
+    for slot in _slots(model, table):
+        parts = [parameters[name].detach() for name in slot.ours]
+        if slot.expert is not None:
+            parts = [part[slot.expert] for part in parts]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        yield slot.theirs, _to_file(tensor, slot.row, _head_dim(model))
