@@ -65,6 +65,6 @@ WEIGHTS: Table = (
 )
 GGUF: Table = changed(GGUF_WEIGHTS, row("blk.{layer}.attn_qkv", *QKV), row("position_embd", "positions"))
 
-FAMILY = Family(
-    "gpt2", "GPT2LMHeadModel", read, WEIGHTS, GGUF, gguf_config, r"\.attn\.(masked_)?bias$|^lm_head\.weight$"
-)
+IGNORED = r"\.attn\.(masked_)?bias$|^lm_head\.weight$"  # the causal mask, kept as a buffer by old versions
+
+FAMILY = Family("gpt2", "GPT2LMHeadModel", read, WEIGHTS, GGUF, gguf_config, IGNORED)

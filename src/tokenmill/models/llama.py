@@ -18,6 +18,7 @@ from tokenmill.nn.config import DecoderConfig
 
 def read(r: ConfigReader) -> DecoderConfig:
     shape, bias = read_shape(r), r.flag("attention_bias")
+    r.only("rope_interleaved", False)
     attention = read_attention(r, shape, rope=read_rope(r, shape.head_dim), qkv_bias=bias, out_bias=bias)
     return decoder(r, shape, attention, read_mlp(r, bias=r.flag("mlp_bias")))
 

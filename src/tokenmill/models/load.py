@@ -71,11 +71,12 @@ class Model:
 
 def read_config(config: Mapping[str, Any], source: str) -> tuple[Family, DecoderConfig]:
     """A ``config.json`` to its family and our configuration; ConfigError lists everything that is not understood."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in FAMILIES:
-        near = did_you_mean(str(kind), FAMILIES)
+        near = did_you_mean(kind, FAMILIES)
         raise ConfigError(f"{source}: model type {kind!r} is not supported{near}; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(config, source)
+    reader.only("is_encoder_decoder", False)
     decoder_config = FAMILIES[kind].read(reader)
     reader.finish()
     return FAMILIES[kind], decoder_config

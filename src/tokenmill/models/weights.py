@@ -117,10 +117,8 @@ def check_names(model: Decoder, file: TensorFile, table: Table, ignored: str = r
         wanted = _shape_in_file(slot, shapes)
         if slot.theirs not in infos:
             problems.append(f"{slot.theirs} is missing (shape {list(wanted)})")
-        elif tuple(infos[slot.theirs].shape) != wanted:
-            problems.append(
-                f"{slot.theirs} has shape {list(infos[slot.theirs].shape)}, the configuration {list(wanted)}"
-            )
+        elif (shape := tuple(infos[slot.theirs].shape)) != wanted:
+            problems.append(f"{slot.theirs} has shape {list(shape)}, the configuration says {list(wanted)}")
     known = {slot.theirs for slot in slots}
     problems += [f"{name} is not understood" for name in infos if name not in known and not re.search(ignored, name)]
     if problems:
