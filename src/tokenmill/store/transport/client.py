@@ -2,7 +2,7 @@
 
 - Redirects are followed by hand; whatever is secret or about the old host stays behind when the origin changes.
 - 408, 425, 429, 5xx, timeouts and cut connections are tried again, with exponential backoff, jitter and Retry-After.
-  A host that never answered is given up after one more try, so that a fallback source gets its turn.
+  As long as nobody ever answered, one more try is all, so that a fallback source gets its turn.
 - Answers are read up to a limit; compressed transfer is neither asked for nor accepted, because sizes and digests are
   promises about the plain bytes.
 - A registry's Bearer challenge is answered once a request (`bearer.py`).
@@ -45,9 +45,11 @@ _PORTABLE = frozenset(
 class Transient(Exception):
     """An attempt failed in a way that another attempt may mend. Never leaves `Client.retrying`."""
 
-    def __init__(self, reason: str, *, wait_s: float | None = None, progressed: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, wait_s: float | None = None, answered: bool = False, progressed: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.wait_s, self.progressed = wait_s, progressed
+        self.wait_s, self.answered, self.progressed = wait_s, answered, progressed
 
 
 class DeniedError(NetworkError):
@@ -90,7 +92,7 @@ class Client:
             headers={"User-Agent": f"tokenmill/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"},
         )
         self._retries, self._sleep, self._jitter = retries, sleep, jitter
-        self._reached: set[str] = set()
+        self._answered = False
         self._tokens: dict[tuple[str, str, int], str] = {}
 
     def __enter__(self) -> Client:
@@ -107,7 +109,8 @@ class Client:
                 return attempt()
             except Transient as error:
                 failures = 1 if error.progressed else failures + 1
-                if failures > self._retries or (failures > 1 and not self._reached):
+                self._answered |= error.answered
+                if failures > self._retries or (failures > 1 and not self._answered):
                     raise NetworkError(f"{error}; given up after {failures} tries in a row") from error
                 if error.wait_s is not None and error.wait_s > _PATIENCE_S:
                     raise NetworkError(f"{error}; the server asks to wait {error.wait_s:.0f} s: try then") from error
@@ -157,7 +160,7 @@ class Client:
         response: httpx.Response | None = None
         try:
             response = self._send(method, httpx.URL(url), dict(headers or {}), content, follow)
-            self._reached.add(response.url.host)
+            self._answered = True
             if response.status_code not in accept:
                 check_status(response)
             if response.headers.get("content-encoding", "identity") != "identity":
