@@ -127,13 +127,12 @@ class Library:
         if use and manifest.of(m.FILE, m.ADAPTER_FILE):
             self._make_view(view, manifest)
         template, system = self._text(manifest, m.TEMPLATE), self._text(manifest, m.SYSTEM)
-        source = " at ".join(manifest.annotations.get(key, "") for key in (m.SOURCE, m.REVISION)).removesuffix(" at ")
         return ModelFiles(
             name=display_name(name, manifest),
             path=self._model_path(name, manifest, view),
             digest=digest,
             size=manifest.size,
-            source=source or f"{'Ollama' if self.foreign else 'store'}: {self.root}",
+            source=f"Ollama's store: {self.root}" if self.foreign else provenance(name, manifest),
             template=template,
             system=system,
             parameters=self._parameters(name, manifest, warn=use),
@@ -272,6 +271,13 @@ def display_name(name: ModelName, manifest: Manifest) -> str:
         except StoreError:
             pass
     return str(name)
+
+
+def provenance(name: ModelName, manifest: Manifest) -> str:
+    """Where a model of our own store came from. A manifest without a note is a registry's, byte for byte."""
+    source = manifest.annotations.get(m.SOURCE) or f"ollama:{name}"
+    revision = manifest.annotations.get(m.REVISION, "")
+    return source if revision in source else f"{source} at {revision}"
 
 
 def is_gguf(path: Path) -> bool:

@@ -33,6 +33,7 @@ CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 TITLE = "org.opencontainers.image.title"
+OUR_PREFIX = "tokenmill."
 LINK_PATH, LINK_MTIME, ADAPTER_NUMBER = "tokenmill.path", "tokenmill.mtime", "tokenmill.adapter"
 SOURCE, REVISION, NAME = "tokenmill.source", "tokenmill.revision", "tokenmill.name"
 
