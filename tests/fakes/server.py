@@ -9,6 +9,7 @@ import contextlib
 import re
 import socket
 import ssl
+import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -124,9 +125,13 @@ def _keywords(headers: Mapping[str, str]) -> dict[str, str]:
 
 class _Threads(ThreadingHTTPServer):
     daemon_threads = True
+    mishaps: list[BaseException]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the tests."""
+        """Clients that hang up are part of the tests; anything else is a bug of the fake, kept for `__exit__`."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, (ConnectionError, ssl.SSLError)):
+            self.mishaps.append(error)
 
 
 class Server:
@@ -138,6 +143,7 @@ class Server:
         self.seen: list[Seen] = []
         handler = type("BoundExchange", (Exchange,), {"owner": self})
         self._http = _Threads(("127.0.0.1", 0), handler)
+        self._http.mishaps = []
         if tls is not None:
             self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self.port: int = self._http.server_address[1]
@@ -153,6 +159,8 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+        if self._http.mishaps:
+            raise self._http.mishaps[0]
 
     def answer(self, exchange: Exchange, seen: Seen) -> None:
         served = self.files.get(seen.path)
