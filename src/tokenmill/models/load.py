@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,9 +40,9 @@ from tokenmill.models.weights import Table, file_tensors, load_weights
 from tokenmill.nn.config import DecoderConfig
 from tokenmill.nn.decoder import Decoder
 from tokenmill.store import Store
-from tokenmill.text.gguf import tokenizer_from_gguf
-from tokenmill.text.load import tokenizer_from_folder
-from tokenmill.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenmill.text.tokenizer import Tokenizer
 
 _MODULES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, granite, gpt2, starcoder2, mixtral, qwen3_moe)
 FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
@@ -145,6 +145,9 @@ def _stored_dtype(file: TensorFile) -> torch.dtype:
 def load_tokenizer(model: str | Path, *, store: Store | None = None) -> Tokenizer:
     """The tokenizer of a store name, folder or GGUF file."""
     path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
+    from tokenmill.text.gguf import tokenizer_from_gguf
+    from tokenmill.text.load import tokenizer_from_folder
+
     if path.is_dir():
         return tokenizer_from_folder(path)
     file = open_tensors(path)

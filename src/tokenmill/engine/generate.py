@@ -1,0 +1,89 @@
+"""The plain generation loop: a cache a sequence, all sequences of a call in one pass, one token each.
+
+Nothing is clever here, on purpose: this is the twin that the paged engine is tested against, token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from tokenmill.core.errors import OutOfContextError, UsageError
+from tokenmill.engine.request import FinishReason, Request, Step
+from tokenmill.engine.sampler import Sampler
+from tokenmill.nn.context import Cached, SequenceCache
+from tokenmill.nn.decoder import Decoder
+
+PREFILL_CHUNK = 2048  # tokens of a prompt that go through the model at once: bounds the memory of a long prompt
+
+
+def generate(model: Decoder, requests: Sequence[Request], max_length: int | None = None) -> Iterator[Step]:
+    """Run requests to their end, yielding every new token. Requests are checked before any work is done.
+
+    ``max_length``: context in tokens, prompt and answer together (default: what the model says it can do).
+    """
+    limit = max_length or model.config.max_position
+    for request in requests:
+        _check(request, model, limit)
+    return _run(model, requests, limit)
+
+
+def _check(request: Request, model: Decoder, limit: int) -> None:
+    vocabulary = model.config.vocab_size
+    if not request.prompt:
+        raise UsageError("the prompt has no tokens; give at least one")
+    if len(request.prompt) >= limit:
+        raise OutOfContextError(
+            f"the prompt has {len(request.prompt)} tokens and the context {limit}; shorten it or raise the context"
+        )
+    if bad := [i for i in request.prompt if not 0 <= i < vocabulary]:
+        raise UsageError(f"token ids {bad[:5]} are outside the vocabulary of {vocabulary}")
+    if bad := [i for i in request.params.logit_bias if i >= vocabulary]:
+        raise UsageError(f"logit_bias names token ids {bad[:5]}, outside the vocabulary of {vocabulary}")
+
+
+@torch.inference_mode()
+def _forward(model: Decoder, caches: Sequence[SequenceCache], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """One pass over new tokens of several sequences; logits [B, V] of each sequence's last token."""
+    lens = [len(ids) for ids in tokens]
+    context = Cached(caches, lens, model.device)
+    row = torch.tensor([i for ids in tokens for i in ids], device=model.device)
+    hidden_TC = model.hidden(row, context)
+    context.advance()
+    last = torch.tensor(lens, device=model.device).cumsum(0) - 1
+    return model.logits(hidden_TC[last])
+
+
+def _run(model: Decoder, requests: Sequence[Request], limit: int) -> Iterator[Step]:
+    samplers = {id(r): Sampler(r, model.device) for r in requests}
+    caches = {id(r): SequenceCache(model.config.num_layers) for r in requests}
+    logits: dict[int, torch.Tensor] = {}
+    for request in requests:
+        for start in range(0, len(request.prompt), PREFILL_CHUNK):
+            chunk = request.prompt[start : start + PREFILL_CHUNK]
+            logits[id(request)] = _forward(model, [caches[id(request)]], [chunk])[0]
+    for request in requests:
+        if request.params.max_tokens == 0:
+            request.finish("length")
+    running = [r for r in requests if r.finish_reason is None]
+    while running:
+        for request in running:
+            token, logprobs = samplers[id(request)](logits[id(request)])
+            request.output.append(token)
+            if request.guide is not None:
+                request.guide.accept(token)
+            if (reason := _reason(request, token, limit)) is not None:
+                request.finish(reason)
+            yield Step(request, token, logprobs, request.finish_reason)
+        running = [r for r in running if r.finish_reason is None]
+        if running:
+            rows = _forward(model, [caches[id(r)] for r in running], [r.output[-1:] for r in running])
+            logits = {id(r): row for r, row in zip(running, rows, strict=True)}
+
+
+def _reason(request: Request, token: int, limit: int) -> FinishReason | None:
+    if token in request.stop_ids or (request.guide is not None and request.guide.stopped):
+        return "stop"
+    full = len(request.output) == request.params.max_tokens or len(request.prompt) + len(request.output) >= limit
+    return "length" if full else None

@@ -1,0 +1,66 @@
+"""One sequence being generated: what was asked, what came so far, why it ended. Plain Python, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from tokenmill.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Guide(Protocol):
+    """A grammar that says which tokens may come next; ``text/grammar.py`` makes them."""
+
+    def mask_logits(self, logits: object) -> None:
+        """Set the logits [V] of tokens that may not come next to -inf, in place."""
+
+    def accept(self, token_id: int) -> None: ...
+
+    @property
+    def stopped(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Of one position: the chosen token's log-probability, and the most likely tokens with theirs, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Request:
+    """One sequence. The engine appends to ``output``; whoever reads the text may end it with :meth:`finish`."""
+
+    prompt: list[int]
+    params: SamplingParams
+    seed: int | None = None
+    eos_token_ids: frozenset[int] = frozenset()
+    guide: Guide | None = None
+    index: int = 0
+    """Place among the requests of one call."""
+    output: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def finish(self, reason: FinishReason) -> None:
+        """End this sequence before the next step. The first reason stays."""
+        self.finish_reason = self.finish_reason or reason
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end the answer."""
+        own = frozenset() if self.params.ignore_eos else self.eos_token_ids
+        return own | frozenset(self.params.stop_token_ids)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token of one request. ``finish_reason`` is set on the last."""
+
+    request: Request
+    token_id: int
+    logprobs: Logprobs | None
+    finish_reason: FinishReason | None

@@ -1,0 +1,72 @@
+"""Chooses the next token of one request from its logits.
+
+Each request has its own generator, so that the same request with the same seed gives the same tokens whatever else is
+in the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenmill.engine.request import Logprobs, Request
+from tokenmill.ops.sampling import apply_bias, apply_penalties, sample
+
+
+class Sampler:
+    """The sampling state of one request: its random generator."""
+
+    def __init__(self, request: Request, device: torch.device) -> None:
+        self.request = request
+        self.generator = torch.Generator(device)
+        if request.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(request.seed % 2**63)
+
+    def __call__(self, logits_V: Tensor) -> tuple[int, Logprobs | None]:
+        """``logits_V``: the model's scores in any float dtype. Returns the token and, if asked, log-probabilities."""
+        request, params = self.request, self.request.params
+        logits_V = logits_V.float()
+        raw_V = logits_V
+        if params.logit_bias:
+            logits_V = apply_bias(logits_V, params.logit_bias)
+        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            logits_V = apply_penalties(
+                logits_V,
+                request.prompt,
+                request.output,
+                repetition=params.repetition_penalty,
+                last_n=params.repeat_last_n,
+                presence=params.presence_penalty,
+                frequency=params.frequency_penalty,
+            )
+        if len(request.output) < params.min_tokens and request.stop_ids:
+            logits_V = logits_V.index_fill(0, _ids(request.stop_ids, logits_V), float("-inf"))
+        if request.guide is not None:
+            logits_V = logits_V.clone() if logits_V is raw_V else logits_V
+            request.guide.mask_logits(logits_V)
+        token = sample(
+            logits_V,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            typical_p=params.typical_p,
+            generator=self.generator,
+        )
+        return token, _logprobs(raw_V, token, params.logprobs)
+
+
+def _ids(ids: frozenset[int], like_V: Tensor) -> Tensor:
+    return torch.tensor([i for i in sorted(ids) if i < len(like_V)], device=like_V.device, dtype=torch.long)
+
+
+def _logprobs(logits_V: Tensor, token: int, top: int | None) -> Logprobs | None:
+    """Of the model's own distribution, before bias, penalties and temperature, as vLLM reports it."""
+    if top is None:
+        return None
+    log_p_V = torch.log_softmax(logits_V, dim=-1)
+    values, ids = log_p_V.topk(min(top, len(log_p_V)))
+    best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Logprobs(token, float(log_p_V[token]), best)

@@ -1,0 +1,285 @@
+"""The facade: a model by name, and text in and out of it.
+
+    llm = LLM("smollm2:135m")
+    llm.chat([{"role": "user", "content": "Capital of France?"}]).text
+
+Everything below is somebody else's work put together: the store finds files, ``models`` loads them, ``text`` turns
+messages into token ids and back, ``engine`` generates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from tokenmill.core.errors import UsageError
+from tokenmill.engine.embed import embed
+from tokenmill.engine.generate import generate
+from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
+from tokenmill.engine.sampling_params import SamplingParams
+from tokenmill.models import load_model, load_tokenizer
+from tokenmill.store import ModelFiles, Store
+from tokenmill.text.detokenizer import StreamingDetokenizer
+from tokenmill.text.go_template import looks_like_go, render_chat
+from tokenmill.text.stop import StopMatcher
+from tokenmill.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenmill.store.progress import Progress
+
+Message = Mapping[str, Any]
+Format = str | Mapping[str, Any] | None
+
+# What Ollama samples with where neither the model nor the person says anything
+OLLAMA_DEFAULTS = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, repeat_last_n=64)
+OLLAMA_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+GENERATION_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+
+
+@dataclass
+class Stats:
+    """Tokens and seconds of one prompt: ``prompt_s`` until its first new token, ``decode_s`` from there on."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A bit of a streamed answer. The last has a ``finish_reason`` and the ``stats``."""
+
+    text: str
+    index: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass
+class Choice:
+    """One of the ``n`` answers to a prompt."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] | None = None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Completion:
+    """The answers to one prompt; the first one's fields are at hand directly."""
+
+    choices: list[Choice]
+    prompt_tokens: int
+    stats: Stats
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def logprobs(self) -> list[Logprobs] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.choices[0].finish_reason
+
+
+class _Answer:
+    """Turns the tokens of one request into text, and ends it where a stop text shows."""
+
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
+        params = request.params
+        self.request = request
+        self.detokenizer = StreamingDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self.matcher = StopMatcher(params.stop, include_stop=params.include_stop_str_in_output)
+
+    def push(self, step: Step) -> Piece:
+        params = self.request.params
+        ends = step.token_id in self.request.stop_ids and step.finish_reason == "stop"
+        new = "" if ends and not params.include_stop_str_in_output else self.detokenizer.push(step.token_id)
+        text = self.matcher.push(new)
+        if self.matcher.matched is None and step.finish_reason is not None:
+            text += self.matcher.push(self.detokenizer.flush())
+            text += self.matcher.flush() if self.matcher.matched is None else ""
+        reason = step.finish_reason
+        if self.matcher.matched is not None:
+            self.request.finish("stop")
+            reason = "stop"
+        logprobs = () if step.logprobs is None else (step.logprobs,)
+        return Piece(text, self.request.index, (step.token_id,), logprobs, reason)
+
+
+class LLM:
+    """A language model on this machine.
+
+    ``model``: a store name (pulled if it is missing), a Hugging Face folder, or a ``.gguf`` file. ``ctx_size``: tokens
+    of prompt and answer together (default: the Modelfile's ``num_ctx``, else what the model can do).
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        ctx_size: int | None = None,
+        store: Store | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        started = time.perf_counter()
+        self.files: ModelFiles = (store or Store()).resolve(str(model), pull=True, progress=progress)
+        self.name = self.files.name
+        loaded = load_model(self.files.path, device=device, dtype=dtype)
+        self.model = loaded.decoder
+        self.tokenizer = load_tokenizer(self.files.path)
+        self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"))
+        self.default_params = default_params(self.files.parameters, loaded.generation_config)
+        self.load_s = time.perf_counter() - started
+
+    def _context(self, wanted: int | None) -> int:
+        most = self.model.config.max_position
+        if wanted is not None and not 1 <= wanted <= most:
+            raise UsageError(f"a context of {wanted} tokens is not possible: {self.name} takes 1 to {most}")
+        return wanted or most
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        format: Format = None,
+    ) -> Completion:
+        """Answer a conversation, rendered with the model's own chat template."""
+        return self._complete([self.prompt_ids(messages, tools)], params, format)[0]
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = ..., *, format: Format = ...) -> Completion: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[str], params: SamplingParams | None = ..., *, format: Format = ...
+    ) -> list[Completion]: ...
+    def generate(
+        self, prompts: str | Sequence[str], params: SamplingParams | None = None, *, format: Format = None
+    ) -> Completion | list[Completion]:
+        """Continue one text or several, as they stand; answers come in the prompts' order."""
+        if isinstance(prompts, str):
+            return self._complete([self.tokenizer.encode(prompts)], params, format)[0]
+        return self._complete([self.tokenizer.encode(prompt) for prompt in prompts], params, format)
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        format: Format = None,
+    ) -> Iterator[Piece]:
+        """Continue a text, or answer a conversation, piece by piece. Closing the iterator ends the work."""
+        return self._stream([self.prompt_ids(prompt, tools)], params, format)
+
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """One vector of length one a text, float32 [len(texts), hidden_size]."""
+        return embed(self.model, [self.tokenizer.encode(text) for text in texts])
+
+    def prompt_ids(
+        self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """The token ids that the model is given for a text or a conversation."""
+        if isinstance(prompt, str):
+            if tools:
+                raise UsageError("tools go with messages, not with a plain text prompt")
+            return self.tokenizer.encode(prompt)
+        if self.files.system and not any(message.get("role") == "system" for message in prompt):
+            prompt = [{"role": "system", "content": self.files.system}, *prompt]
+        template = self.files.template
+        if template is not None and looks_like_go(template):
+            return self.tokenizer.encode(render_chat(template, prompt, tools=tools))
+        rendered = self.tokenizer.render_chat(prompt, tools=tools, template=template)
+        return self.tokenizer.encode(rendered, add_special_tokens=False)  # a chat template writes its own BOS
+
+    def _requests(self, prompts: Sequence[list[int]], params: SamplingParams, format: Format) -> list[Request]:
+        guides = None
+        if format is not None:
+            from tokenmill.text.grammar import GuideFactory
+
+            guides = GuideFactory(self.tokenizer)
+        return [
+            Request(
+                prompt=ids,
+                params=params,
+                seed=None if params.seed is None else params.seed + sample,
+                eos_token_ids=self.tokenizer.eos_token_ids,
+                guide=None if guides is None else guides.from_format(format),
+                index=number * params.n + sample,
+            )
+            for number, ids in enumerate(prompts)
+            for sample in range(params.n)
+        ]
+
+    def _stream(self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format) -> Iterator[Piece]:
+        requests = self._requests(prompts, params or self.default_params, format)
+        steps = generate(self.model, requests, self.ctx_size)  # checks now, so that a bad prompt fails here
+
+        def pieces() -> Iterator[Piece]:
+            answers = [_Answer(self.tokenizer, request) for request in requests]
+            stats = [Stats(prompt_tokens=len(request.prompt)) for request in requests]
+            started = time.perf_counter()
+            for step in steps:
+                index, now = step.request.index, time.perf_counter()
+                stats[index].prompt_s = stats[index].prompt_s or now - started
+                stats[index].decode_s = now - started - stats[index].prompt_s
+                stats[index].completion_tokens += 1
+                piece = answers[index].push(step)
+                yield piece if piece.finish_reason is None else replace(piece, stats=stats[index])
+            for request in requests:
+                if not request.output:  # max_tokens=0: nothing was generated, and that is an answer too
+                    yield Piece("", request.index, finish_reason=request.finish_reason, stats=stats[request.index])
+
+        return pieces()
+
+    def _complete(
+        self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format
+    ) -> list[Completion]:
+        n = (params or self.default_params).n
+        choices = [Choice(number % n) for number in range(len(prompts) * n)]
+        stats = [Stats() for _ in choices]
+        for piece in self._stream(prompts, params, format):
+            choice = choices[piece.index]
+            choice.text += piece.text
+            choice.token_ids += piece.token_ids
+            if piece.logprobs:
+                choice.logprobs = [*(choice.logprobs or []), *piece.logprobs]
+            if piece.stats is not None:
+                choice.finish_reason, stats[piece.index] = piece.finish_reason, piece.stats
+        return [Completion(choices[i * n : (i + 1) * n], len(ids), stats[i * n]) for i, ids in enumerate(prompts)]
+
+
+def default_params(modelfile: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingParams:
+    """What a model samples with when the person does not say: its Modelfile, over its generation_config, over Ollama's.
+
+    Parameters of the Modelfile that concern loading (``num_ctx``) are read elsewhere.
+    """
+    given = {key: generation_config[key] for key in GENERATION_KEYS if generation_config.get(key) is not None}
+    base = SamplingParams.from_mapping(given) if given else OLLAMA_DEFAULTS
+    sampling = {OLLAMA_NAMES.get(key, key): value for key, value in modelfile.items() if key != "num_ctx"}
+    if sampling.get("max_tokens", 0) < 0:
+        sampling["max_tokens"] = None  # Ollama's -1: until the model ends, or the context
+    if sampling.get("seed", 0) < 0:
+        sampling["seed"] = None
+    return replace(base, **sampling)
