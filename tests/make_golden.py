@@ -1,7 +1,7 @@
 """Write tests/data/golden/*.npz: logits of the tiny models as transformers 5.23 computes them.
 
-Run it only to add a family: ``python tests/make_golden.py``. The parity tests keep these files honest where transformers
-is installed; ``tests/unit/test_golden_logits.py`` uses them where it is not.
+Run it only to add a family: ``python tests/make_golden.py``. The parity tests compare with transformers itself where it
+is installed; ``tests/unit/test_golden_logits.py`` uses these files where it is not.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import tiny
 import torch
 import transformers
+
+import tiny
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,11 @@ ROPES: dict[str, dict[str, Any]] = {
         "rope_scaling": {"rope_type": "longrope", **LONG, "factor": 4.0, "original_max_position_embeddings": 32}
     },
 }
+
+
+def packed(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Prompts one after the other, as the decoder takes them."""
+    return torch.tensor(list(chain.from_iterable(prompts)))
 
 
 def weights(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

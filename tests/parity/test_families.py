@@ -30,7 +30,7 @@ def hf_logits(model: Any, prompt: list[int]) -> torch.Tensor:
 def packed_logits(decoder: Decoder, prompts: list[list[int]]) -> list[torch.Tensor]:
     with torch.inference_mode():
         lengths = [len(prompt) for prompt in prompts]
-        return list(decoder(torch.tensor(sum(prompts, [])), Packed(lengths)).split(lengths))
+        return list(decoder(tiny.packed(prompts), Packed(lengths)).split(lengths))
 
 
 def cached_logits(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
@@ -42,7 +42,7 @@ def cached_logits(decoder: Decoder, prompts: list[list[int]], chunk: int) -> lis
             now = [i for i, prompt in enumerate(prompts) if start < len(prompt)]
             parts = [prompts[i][start : start + chunk] for i in now]
             context = Cached([caches[i] for i in now], [len(part) for part in parts])
-            logits = decoder(torch.tensor(sum(parts, [])), context)
+            logits = decoder(tiny.packed(parts), context)
             context.advance()
             for i, part in zip(now, logits.split([len(part) for part in parts]), strict=True):
                 rows[i].append(part)
