@@ -124,7 +124,8 @@ class Hub(Server):
             self.lfs[seen.path.removeprefix("/lfs/")] = seen.body
         elif "/commit/" in seen.path:
             self.commits.append([json.loads(line) for line in seen.body.splitlines()])
-            answer = {"commitUrl": f"{self.url}/x/commit/{'b' * 40}", "commitOid": "b" * 40}
+            repo = seen.path.removeprefix("/api/models/").split("/commit/")[0]
+            answer = {"commitUrl": f"{self.url}/{repo}/commit/{'b' * 40}", "commitOid": "b" * 40}
         elif "/branch/" not in seen.path:
             exchange.reply(404)
             return

@@ -84,6 +84,8 @@ def typed_error(error: Exception, what: str) -> TokenmillError | Transient | Non
         return NetworkError(f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked")
     if isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]  # of httpx or httpx2, by the hub's version
         return Transient(f"{what}: {endpoint()}: {text or type(error).__name__}")
+    if isinstance(error, ValueError):  # broken JSON, or an answer that the client's checks reject
+        return NetworkError(f"{what}: the hub's answer is not understood: {text}")
     return None
 
 
