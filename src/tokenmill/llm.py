@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from tokenmill.adapt.lora import fold_lora
 from tokenmill.core.errors import UsageError
 from tokenmill.engine.embed import embed
 from tokenmill.engine.generate import generate
@@ -127,14 +128,16 @@ class _Answer:
 class LLM:
     """A language model on this machine.
 
-    ``model``: a store name (pulled if it is missing), a Hugging Face folder, or a ``.gguf`` file. ``ctx_size``: tokens
-    of prompt and answer together (default: the Modelfile's ``num_ctx``, else what the model can do).
+    ``model``: a store name (pulled if it is missing), a Hugging Face folder, or a ``.gguf`` file. ``adapter``: a
+    LoRA adapter (PEFT folder or GGUF) folded into it, after those of its Modelfile. ``ctx_size``: tokens of prompt and
+    answer together (default: the Modelfile's ``num_ctx``, else what the model can do).
     """
 
     def __init__(
         self,
         model: str | Path,
         *,
+        adapter: str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         ctx_size: int | None = None,
@@ -145,6 +148,8 @@ class LLM:
         self.files: ModelFiles = (store or Store()).resolve(str(model), pull=True, progress=progress)
         self.name = self.files.name
         loaded = load_model(self.files.path, device=device, dtype=dtype)
+        for path in [*self.files.adapters, *([Path(adapter)] if adapter is not None else [])]:
+            fold_lora(loaded, path)
         self.model = loaded.decoder
         self.tokenizer = load_tokenizer(self.files.path)
         self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"))

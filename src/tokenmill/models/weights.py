@@ -8,13 +8,14 @@ field of the row. A tensor that no row explains, or one that is missing, is an e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tokenmill.core.errors import FormatError
+from tokenmill.core.errors import FormatError, did_you_mean
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.nn.decoder import Decoder
 
@@ -169,3 +170,29 @@ def file_tensors(model: Decoder, table: Table) -> Iterator[tuple[str, Tensor]]:
             parts = [part[slot.expert] for part in parts]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         yield slot.theirs, _to_file(tensor, slot.row, _head_dim(model))
+
+
+def add_to_weights(model: Decoder, table: Table, deltas: Mapping[str, Tensor], source: Path) -> None:
+    """Add float32 matrices [out, in] to weights of modules named as in the file; all are checked before one is added.
+
+    Fused modules take their rows one after the other. GPT-2's transposition does not concern a product B A.
+    """
+    parameters = dict(model.named_parameters())
+    slots = {slot.theirs.removesuffix(".weight"): slot for slot in _slots(model, table) if slot.expert is None}
+    problems: list[str] = []
+    changes: dict[str, Tensor] = {}
+    for module, delta in deltas.items():
+        slot = slots.get(module)
+        sizes = [parameters[name].shape for name in slot.ours] if slot is not None else []
+        if slot is None or any(len(size) != 2 for size in sizes):
+            problems.append(f"{module}: this model has no such matrix{did_you_mean(module, slots)}")
+        elif tuple(delta.shape) != (sum(size[0] for size in sizes), sizes[0][1]):
+            problems.append(f"{module}: is {[sum(size[0] for size in sizes), sizes[0][1]]}, not {list(delta.shape)}")
+        else:
+            rows = _from_file(delta, replace(slot.row, transposed=False), _head_dim(model))
+            changes |= dict(zip(slot.ours, rows.split([size[0] for size in sizes]), strict=True))
+    if problems:
+        raise FormatError(source, "tensors", "do not fit the model:\n  " + "\n  ".join(problems[:20]))
+    for name, change in changes.items():
+        weight = parameters[name]
+        _assign(model, name, (weight.float() + change.to(weight.device)).to(weight.dtype))
