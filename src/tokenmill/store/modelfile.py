@@ -123,7 +123,7 @@ class _Reader:
             self.single[entry.command] = entry.value
 
     def finish(self) -> None:
-        if "FROM" not in self.single and not any("FROM" in problem for _, problem in self.problems):
+        if "FROM" not in self.single and not any(problem.startswith("FROM") for _, problem in self.problems):
             self.problems.append((1, "no FROM: say which model it starts from"))
 
     def result(self) -> Modelfile:

@@ -161,8 +161,8 @@ def _fetch_pinned(blobs: BlobStore, sources: Sources, entry: catalog.Entry, prog
             if digest != entry.digest:
                 raise DigestError(f"its file has the digest {digest}, not the pinned {entry.digest}")
         except TokenmillError as error:
-            failures.append(f"{origin.reference}: {error}")
-            progress(f"passing over {origin.reference}: {error}")
+            failures.append(f"{origin.reference}: {str(error).removeprefix(f'{origin.reference}: ')}")
+            progress(f"passing over {failures[-1]}")
             continue
         return {m.SOURCE: plan.source, m.REVISION: plan.revision}
     listed = "\n  ".join(failures)
