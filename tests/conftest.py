@@ -1,8 +1,29 @@
-"""Puts this folder on the import path, so that tests share ``fakes``, whether or not the tests are a package."""
+"""What all tests share: ``fakes`` on the import path, however tests are collected, and the default model on disk."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from tokenmill.store import Store
+
+DEFAULT_MODEL = "smollm2:135m"
+
+
+@pytest.fixture(scope="session")
+def model_home() -> Path:
+    """A TOKENMILL_HOME whose store holds the default model. Kept between runs; ``TOKENMILL_TEST_HOME`` moves it."""
+    home = Path(os.environ.get("TOKENMILL_TEST_HOME") or Path(__file__).parents[1] / "build" / "test-home").absolute()
+    Store(home / "models").resolve(DEFAULT_MODEL, pull=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def default_gguf(model_home: Path) -> Path:
+    """The default model's GGUF file."""
+    return Store(model_home / "models").resolve(DEFAULT_MODEL).path

@@ -47,6 +47,11 @@ class Answer:
         return "\n".join(f"{f'{name}:':<21} {value}" for name, value in rows)
 
 
+def speaks_chat(llm: LLM) -> bool:
+    """Whether messages can be put to the model: it has a template, of its Modelfile or of its own files."""
+    return bool(llm.files.template or llm.tokenizer.chat_template)
+
+
 def ask(
     llm: LLM,
     prompt: str | Sequence[dict[str, str]],

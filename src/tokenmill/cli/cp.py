@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.output import Json, emit
+from tokenmill.cli.output import Json, emit, verb
 from tokenmill.store import Store
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Example:
@@ -19,8 +19,8 @@ Example:
 
 @app.command(epilog=EPILOG)
 def cp(
-    source: Annotated[str, typer.Argument(help="A model in the store.")],
-    destination: Annotated[str, typer.Argument(help="The new name.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model in the store.")],
+    destination: Annotated[str, typer.Argument(metavar="DESTINATION", help="The new name.")],
     as_json: Json = False,
 ) -> None:
     """Give a model a second name."""

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, emit, summary
+from tokenmill.cli.output import Json, PullProgress, emit, summary, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.store import Store
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:
@@ -35,7 +35,7 @@ def _read(file: str) -> tuple[str, Path]:
 
 @app.command(epilog=EPILOG)
 def create(
-    name: Annotated[str, typer.Argument(help="The new model's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new model's name.")],
     file: Annotated[str, typer.Option("--file", "-f", help="The Modelfile; - is standard input.")] = "Modelfile",
     as_json: Json = False,
 ) -> None:

@@ -9,14 +9,12 @@ import pkgutil
 import platform
 from typing import Any
 
-import typer
-
 import tokenmill
-from tokenmill.cli.output import Json, emit, human_size, sections
+from tokenmill.cli.output import Json, emit, human_size, sections, verb
 from tokenmill.core.machine import free_disk, probe_machine
 from tokenmill.core.paths import home
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, emit, step_progress
+from tokenmill.cli.output import Json, PullProgress, emit, step_progress, verb
 from tokenmill.core.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True)
+app = verb()
 
 EPILOG = """\b
 Example:
@@ -44,7 +44,14 @@ def ppl(
         llm = LLM(model, adapter=adapter, progress=pulled)
     ids = llm.tokenizer.encode(content)
     with step_progress("windows") as progress:
-        result = perplexity(llm.model, ids, ctx, num_bytes=len(content.encode()), progress=progress)
+        result = perplexity(
+            llm.model,
+            ids,
+            ctx,
+            byte_lengths=[len(llm.tokenizer.token_bytes(token_id)) for token_id in ids],
+            bos_token_id=ids[0] if ids[:1] == [llm.tokenizer.bos_token_id] else None,
+            progress=progress,
+        )
     document = {
         "model": model,
         "text": str(text),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
-from tokenmill.cli.output import Json, columns, emit, human_age, human_size, summary
+from tokenmill.cli.output import Json, columns, emit, human_age, human_size, summary, verb
 from tokenmill.store import ModelFiles, Store
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:

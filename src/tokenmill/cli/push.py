@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, emit
+from tokenmill.cli.output import Json, PullProgress, emit, verb
 from tokenmill.store import Store
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Example:
@@ -19,8 +19,10 @@ Example:
 
 @app.command(epilog=EPILOG)
 def push(
-    name: Annotated[str, typer.Argument(help="A model in the store.")],
-    destination: Annotated[str | None, typer.Argument(help="Where to; by default where its name points.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model in the store.")],
+    destination: Annotated[
+        str | None, typer.Argument(metavar="DESTINATION", help="ollama:… or hf:…; by default where its name points.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send a model to a registry."""

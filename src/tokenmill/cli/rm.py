@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.cli.output import Json, emit
+from tokenmill.cli.output import Json, emit, verb
 from tokenmill.store import Store
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:
@@ -19,7 +19,9 @@ Examples:
 
 
 @app.command(epilog=EPILOG)
-def rm(names: Annotated[list[str], typer.Argument(help="Models in the store.")], as_json: Json = False) -> None:
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Models in the store.")], as_json: Json = False
+) -> None:
     """Remove models from this machine."""
     store = Store()
     for name in names:

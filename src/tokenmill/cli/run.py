@@ -6,6 +6,7 @@ checked, the model is found and its tokenizer is built.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import threading
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.answer import Answer, ask
-from tokenmill.cli.output import Json, PullProgress, clean, emit, note
+from tokenmill.cli.answer import Answer, ask, speaks_chat
+from tokenmill.cli.output import Json, PullProgress, clean, emit, note, verb
 from tokenmill.cli.repl.parameters import sampling_changes
 from tokenmill.cli.repl.session import Message, Session
 from tokenmill.core.errors import UsageError
@@ -25,7 +26,7 @@ from tokenmill.core.errors import UsageError
 if TYPE_CHECKING:
     from tokenmill import LLM
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:
@@ -38,9 +39,10 @@ Examples:
 
 @app.command(epilog=EPILOG)
 def run(
-    name: Annotated[str, typer.Argument(help="The model; pulled when it is missing.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model; pulled when it is missing.")],
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to answer; without it, standard input or a chat.")
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to answer; else standard input, or a chat."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message, instead of the model's own.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 always takes the likeliest token.")] = None,
@@ -128,7 +130,7 @@ def _read_stdin() -> str:
 
 def _import_ahead() -> None:
     """Start `import torch` now; whoever needs it next waits for the import lock instead of starting from nothing."""
-    threading.Thread(target=__import__, args=("torch",), daemon=True, name="import torch").start()
+    threading.Thread(target=importlib.import_module, args=("torch",), daemon=True, name="import torch").start()
 
 
 def open_model(session: Session) -> LLM:
@@ -146,7 +148,7 @@ def _one_shot(session: Session, text: str, as_json: bool) -> None:
     load_s = time.perf_counter() - begin
     params = replace(llm.default_params, **sampling_changes(session.options))
     prompt: str | list[Message] = text
-    if llm.tokenizer.chat_template is not None:
+    if speaks_chat(llm):
         prompt = session.prompt([*session.messages, {"role": "user", "content": text}])
     write = _quiet if as_json else _writer()
     answer = ask(llm, prompt, params, write, format=session.format, load_s=load_s)

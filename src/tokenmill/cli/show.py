@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.output import Json, emit, human_count, human_size, sections, summary
+from tokenmill.cli.output import Json, emit, human_count, human_size, sections, summary, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.store import ModelFiles, Store
 
 if TYPE_CHECKING:
     from tokenmill.models.describe import Description
 
-app = typer.Typer()
+app = verb()
 
 EPILOG = """\b
 Examples:
@@ -30,7 +30,7 @@ PARTS = ("license", "modelfile", "parameters", "template", "system")
 
 @app.command(epilog=EPILOG)
 def show(
-    name: Annotated[str, typer.Argument(help="A model in the store, a catalog alias or a path.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model in the store, a catalog alias or a path.")],
     license: Annotated[bool, typer.Option("--license", help="Print the licence.")] = False,
     modelfile: Annotated[bool, typer.Option("--modelfile", help="Print the Modelfile that makes this model.")] = False,
     parameters: Annotated[bool, typer.Option("--parameters", help="Print the parameters.")] = False,

@@ -87,6 +87,8 @@ def _file_type(value: object) -> str | None:
     """``general.file_type`` -> ``Q4_1``; None when absent or unknown."""
     from gguf import LlamaFileType
 
+    if not isinstance(value, int):
+        return None
     try:
         return LlamaFileType(value).name.removeprefix("MOSTLY_").removeprefix("ALL_")
     except ValueError:

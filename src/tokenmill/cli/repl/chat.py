@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tokenmill.cli.answer import INTERRUPTED, Answer, ask
+from tokenmill.cli.answer import INTERRUPTED, Answer, ask, speaks_chat
 from tokenmill.cli.output import clean, note
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import StoreHost
@@ -107,14 +107,9 @@ class Chat:
 
     def _prompt(self, llm: LLM) -> str | list[Message]:
         """The conversation as far as it fits; a model without a chat template gets the last message as plain text."""
-        if llm.tokenizer.chat_template is None:
+        if not speaks_chat(llm):
             return self.session.messages[-1]["content"]
-
-        def count(messages: list[Message]) -> int:
-            text = llm.tokenizer.render_chat(messages)
-            return len(llm.tokenizer.encode(text, add_special_tokens=False))
-
-        prompt, dropped = self.session.fit(count, llm.ctx_size)
+        prompt, dropped = self.session.fit(lambda messages: len(llm.prompt_ids(messages)), llm.ctx_size)
         if dropped:
             note(
                 f"(the context of {llm.ctx_size} tokens is full: the {dropped} oldest messages are no longer seen; "

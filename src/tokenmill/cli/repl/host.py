@@ -16,6 +16,7 @@ from tokenmill.store.modelfile import Modelfile, write_modelfile
 if TYPE_CHECKING:
     from tokenmill import LLM
 
+
 class StoreHost:
     """Holds the chat's one loaded model, loads another when asked. The first is loaded at once."""
 

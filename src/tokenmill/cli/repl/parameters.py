@@ -1,7 +1,7 @@
 """``/set parameter``: the settings of a chat by Ollama's names, and what they are called in SamplingParams.
 
-Names, types and ranges are those of a Modelfile's PARAMETERs, so that ``/save`` writes what ``/set`` took. What tokenmill
-does not use is refused with the reason, never taken and ignored.
+Names, types and ranges are those of a Modelfile's PARAMETERs, so that ``/save`` writes what ``/set`` took. What
+tokenmill does not use is refused with the reason, never taken and ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from tokenmill.core.errors import UsageError
 from tokenmill.store.parameters import DROPPED, HONOURED, read_text
 
-# Ollama's name -> field of SamplingParams, where they differ. num_ctx is a setting of the loaded model, not of sampling.
+# Ollama's name -> field of SamplingParams, where they differ. num_ctx belongs to the loaded model.
 FIELDS = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 
 
@@ -34,7 +34,7 @@ def parse_parameter(name: str, words: Sequence[str]) -> Any:
 
 
 def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by Ollama's names -> fields of SamplingParams. Negative means: no limit (num_predict), a new one (seed)."""
+    """Options by Ollama's names -> fields of SamplingParams. Negative: no limit (num_predict), a new one (seed)."""
     changes: dict[str, Any] = {}
     for name, value in options.items():
         if name in ("num_predict", "seed") and value < 0:

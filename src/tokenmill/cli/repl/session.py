@@ -51,7 +51,8 @@ class Session:
 
     def prompt(self, messages: Sequence[Message] | None = None) -> list[Message]:
         """What the model is asked: the system message first, then the conversation."""
-        opening = [{"role": "system", "content": self.system}] if self.system else []
+        # an empty system message is sent too: it is the person's, and takes the place of the model's own
+        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*opening, *(self.messages if messages is None else messages)]
 
     def fit(self, count: Callable[[list[Message]], int], ctx_size: int) -> tuple[list[Message], int]:

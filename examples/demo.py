@@ -1,0 +1,208 @@
+"""`make demo`: a model's life, stage by stage. STAGES below is the table of contents; read it first.
+
+Each stage runs the same commands that you would type, checks what came back, and adds a row to the table and to an
+offline HTML report under `runs/`. A stage that fails ends the demo with exit status 1; the report says where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+MODEL = "smollm2:135m"
+QUESTION = "What is the capital of France?"
+TEXT = HERE / "texts" / "alice.txt"  # Lewis Carroll, 1865: in the public domain
+
+
+class StageFailedError(Exception):
+    """What a stage found is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number or fact, and the command that produced it."""
+
+    name: str
+    value: str
+    command: str
+
+
+@dataclass
+class Stage:
+    """What happened in one step of the demo."""
+
+    title: str
+    why: str
+    seconds: float = 0.0
+    result: str = ""
+    failed: bool = False
+    quote: str = ""
+    """Text worth showing as it is: an answer."""
+    figures: list[Figure] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+    def tokenmill(self, *words: str) -> dict[str, Any]:
+        """Run `tokenmill WORDS --json` and give its document; progress goes to the terminal."""
+        self.commands.append("tokenmill " + shlex.join(words))
+        command = [sys.executable, "-m", "tokenmill", *words, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=HERE)
+        if done.returncode:
+            raise StageFailedError(f"`{self.commands[-1]}` ended with exit status {done.returncode}")
+        document = json.loads(done.stdout.splitlines()[-1])
+        assert isinstance(document, dict)
+        return document
+
+    def figure(self, name: str, value: str) -> None:
+        """Keep a figure of the last command."""
+        self.figures.append(Figure(name, value, self.commands[-1]))
+
+
+def look_at_the_machine(stage: Stage) -> str:
+    report = stage.tokenmill("doctor")
+    machine, software = report["machine"], report["software"]
+    stage.figure("processor", f"{machine['cpu']}, {machine['cores']} cores")
+    stage.figure("threads", str(machine["threads"]))
+    stage.figure("memory available", f"{(machine['memory_available'] or 0) / 1e9:.0f} GB")
+    stage.figure("accelerators", ", ".join(a["name"] for a in report["accelerators"]) or "none")
+    for name, version in software.items():
+        stage.figure(name, version)
+    return f"{machine['cores']} cores, torch {software['torch']}"
+
+
+def get_a_model(stage: Stage) -> str:
+    model = stage.tokenmill("pull", MODEL)
+    stage.figure("size on disk", f"{model['size'] / 1e6:.0f} MB")
+    stage.figure("source", model["source"])
+    stage.figure("manifest sha256", model["digest"])
+    return f"{model['size'] / 1e6:.0f} MB, sha256 verified"
+
+
+def see_what_it_is(stage: Stage) -> str:
+    details = stage.tokenmill("show", MODEL)["details"]
+    stage.figure("architecture", details["architecture"])
+    stage.figure("parameters", f"{details['parameters']:,}")
+    stage.figure("context", f"{details['context_length']:,} tokens")
+    stage.figure("quantization", details["quantization"])
+    return f"{details['architecture']}, {details['parameters'] / 1e6:.0f} M parameters, {details['quantization']}"
+
+
+def ask_it(stage: Stage) -> str:
+    answer = stage.tokenmill("run", MODEL, QUESTION, "--temperature", "0", "--max-tokens", "64")
+    stage.quote = answer["text"]
+    stage.figure("prompt", f"{answer['prompt_tokens']} tokens in {answer['prompt_s']:.2f} s")
+    speed = answer["completion_tokens"] / answer["decode_s"] if answer["decode_s"] else 0.0
+    stage.figure("answer", f"{answer['completion_tokens']} tokens at {speed:.1f} tokens/s")
+    stage.figure("loading", f"{answer['load_s']:.2f} s")
+    if "Paris" not in answer["text"]:
+        raise StageFailedError(f"the answer does not name Paris: {answer['text']!r}")
+    return "Paris"
+
+
+def give_it_a_role(stage: Stage) -> str:
+    stage.tokenmill("create", "demo-poet", "-f", "Modelfile.poet")
+    answer = stage.tokenmill("run", "demo-poet", "The sea at night.")
+    stage.quote = answer["text"]
+    stage.figure("finish reason", answer["finish_reason"])
+    stage.tokenmill("rm", "demo-poet")
+    if not answer["text"].strip():
+        raise StageFailedError("the poet said nothing")
+    return f"{len(answer['text'].split())} words"
+
+
+def measure_it(stage: Stage) -> str:
+    name = TEXT.relative_to(HERE).as_posix()
+    result = stage.tokenmill("eval", "ppl", "--model", MODEL, "--text", name, "--ctx", "256")
+    stage.figure("perplexity", f"{result['ppl']:.2f} ± {result['stderr']:.2f}")
+    stage.figure("bits per byte", f"{result['bits_per_byte']:.3f}")
+    stage.figure("tokens scored", str(result["tokens"]))
+    return f"perplexity {result['ppl']:.2f}"
+
+
+STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
+    ("The machine", "What there is to work with.", look_at_the_machine),
+    ("Pull", "A real instruct model into the store, every byte checked.", get_a_model),
+    ("Show", "What the file says of itself.", see_what_it_is),
+    ("Ask", QUESTION, ask_it),
+    ("Customise", "A Modelfile gives it a system message and its own sampling.", give_it_a_role),
+    ("Measure", "Perplexity of the opening of Alice in Wonderland, windows as llama.cpp takes them.", measure_it),
+]
+
+
+def run_stages() -> list[Stage]:
+    """Run the stages in order up to the first that fails."""
+    stages = []
+    for title, why, work in STAGES:
+        stage = Stage(title, why)
+        stages.append(stage)
+        print(f"\n── {title}: {why}", file=sys.stderr)
+        begin = time.perf_counter()
+        try:
+            stage.result = work(stage)
+        except StageFailedError as error:
+            stage.result, stage.failed = str(error), True
+        stage.seconds = time.perf_counter() - begin
+        if stage.failed:
+            break
+    return stages
+
+
+def print_table(stages: list[Stage]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("Stage", "Time", "Result", title="tokenmill demo")
+    for stage in stages:
+        mark = "[red]✗[/red]" if stage.failed else "[green]✓[/green]"
+        table.add_row(f"{mark} {stage.title}", f"{stage.seconds:.1f} s", escape(stage.result))
+    Console().print(table)
+
+
+def write_report(stages: list[Stage], folder: Path) -> Path:
+    """The HTML report and the figures behind it. What came from a model is escaped by the template engine."""
+    from jinja2 import Environment
+
+    folder.mkdir(parents=True)
+    template = (HERE / "demo_report.html.jinja").read_text(encoding="utf-8")
+    page = (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            stages=stages,
+            failed=any(stage.failed for stage in stages),
+            total=sum(stage.seconds for stage in stages),
+            longest=max(stage.seconds for stage in stages),
+            model=MODEL,
+            when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        )
+    )
+    report = folder / "report.html"
+    report.write_text(page, encoding="utf-8")
+    latest = folder.parent / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(folder.name)
+    return report
+
+
+def main() -> int:
+    os.environ.setdefault("PYTHONUTF8", "1")
+    stages = run_stages()
+    folder = HERE.parent / "runs" / f"{datetime.now():%Y-%m-%d_%H%M%S}-demo"
+    report = write_report(stages, folder)
+    print_table(stages)
+    print(f"Report: {report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report}")
+    return int(any(stage.failed for stage in stages))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
