@@ -97,6 +97,7 @@ def upload(
         hf_push.push(destination, manifest, path_of, progress)
     else:
         raise UsageError(f"{destination}: cannot be pushed to; push to [HOST/]NAMESPACE/MODEL[:TAG] or hf:ORG/REPO")
+    progress("success")
 
 
 def _extract(file: RemoteFile, partial: Path, told: Throttle) -> tuple[str, int]:
