@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from tokenmill.adapt.lora import fold_lora
 from tokenmill.core.errors import ConfigError, FormatError
 from tokenmill.formats import Typed, open_tensors, write_gguf
