@@ -109,9 +109,10 @@ class Library:
         except OSError as error:
             raise NotFoundError(f"model {str(name)!r} cannot be read: {error}") from None
         manifest = m.parse_manifest(data, path)
-        linked = [layer for layer in manifest.all_layers if layer.linked]
-        if self.foreign and linked:
-            raise FormatError(path, "", f"names the file {linked[0].linked} outside of its store; refused")
+        ours = [layer for layer in manifest.all_layers if layer.linked or layer.media_type in (m.FILE, m.ADAPTER_FILE)]
+        if self.foreign and ours:
+            problem = "made for tokenmill's own store; another program's store must not hand out links"
+            raise FormatError(path, ours[0].media_type, problem)
         return manifest, data
 
     def files(self, name: ModelName, *, use: bool = True) -> ModelFiles:
@@ -179,7 +180,7 @@ class Library:
         models, files = manifest.of(m.MODEL), manifest.of(m.FILE)
         if len(models) == 1 and not files:
             return models[0].linked or self.blobs.path(models[0].digest)
-        if not files or models or (self.foreign and files):
+        if not files or models:
             raise StoreError(
                 f"model {str(name)!r} cannot be used: {len(models)} model layers and {len(files)} files in it"
             )
