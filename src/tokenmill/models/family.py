@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenmill.core.errors import did_you_mean
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.weights import Table, row
 from tokenmill.nn.config import AttentionConfig, DecoderConfig, LayerConfig, MLPConfig, MoEConfig, NormConfig
+from tokenmill.ops.activation import ACTIVATIONS
 
 MAX_LAYERS = 4096  # a broken configuration must not make us build a million layers before a weight is looked at
 
@@ -68,8 +70,17 @@ def read_attention(r: ConfigReader, shape: Shape, **special: Any) -> AttentionCo
     )
 
 
+def read_activation(r: ConfigReader, key: str, default: str) -> str:
+    name = r.text(key, default)
+    if name not in ACTIVATIONS:
+        r.problem(
+            f"{key!r} = {name!r} is not supported{did_you_mean(name, ACTIVATIONS)}; known: {', '.join(ACTIVATIONS)}"
+        )
+    return name
+
+
 def read_mlp(r: ConfigReader, *, activation: str = "silu", **special: Any) -> MLPConfig:
-    return MLPConfig(r.integer("intermediate_size"), r.text("hidden_act", activation), **special)
+    return MLPConfig(r.integer("intermediate_size"), read_activation(r, "hidden_act", activation), **special)
 
 
 def read_layer_types(r: ConfigReader, num_layers: int, default: Callable[[int], bool]) -> list[bool]:

@@ -14,6 +14,7 @@ from tokenmill.models.family import (
     Family,
     Shape,
     decoder,
+    read_activation,
     read_attention,
     read_layer_types,
     read_shape,
@@ -35,7 +36,7 @@ def gemma_decoder(
     r: ConfigReader, shape: Shape, attentions: list[AttentionConfig], final_softcap: float | None
 ) -> DecoderConfig:
     r.only("hidden_act", "gelu_pytorch_tanh", "gelu")  # an old spelling that transformers ignores for hidden_activation
-    mlp = MLPConfig(r.integer("intermediate_size"), r.text("hidden_activation", "gelu_pytorch_tanh"))
+    mlp = MLPConfig(r.integer("intermediate_size"), read_activation(r, "hidden_activation", "gelu_pytorch_tanh"))
     return decoder(
         r,
         shape,

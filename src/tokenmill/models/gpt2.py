@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmill.models.config_reader import ConfigReader
-from tokenmill.models.family import GGUF_WEIGHTS, MAX_LAYERS, OURS, Family, Shape, read_attention
+from tokenmill.models.family import GGUF_WEIGHTS, MAX_LAYERS, OURS, Family, Shape, read_activation, read_attention
 from tokenmill.models.weights import Table, changed, row
 from tokenmill.nn.config import DecoderConfig, LayerConfig, MLPConfig, NormConfig
 
@@ -20,7 +20,9 @@ def read(r: ConfigReader) -> DecoderConfig:
     attention = read_attention(r, shape, scale=scale, qkv_bias=True, out_bias=True)
     by_depth = r.flag("scale_attn_by_inverse_layer_idx")
     r.only("add_cross_attention", False)
-    mlp = MLPConfig(r.integer("n_inner", 4 * hidden), r.text("activation_function", "gelu_new"), gated=False, bias=True)
+    mlp = MLPConfig(
+        r.integer("n_inner", 4 * hidden), read_activation(r, "activation_function", "gelu_new"), gated=False, bias=True
+    )
     return DecoderConfig(
         vocab_size=r.integer("vocab_size"),
         hidden_size=hidden,
