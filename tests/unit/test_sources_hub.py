@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fakes.hub import Hub, Repo
-from fakes.server import Served, Server, cut, status
+from fakes.server import Served, Server, cut, slow, status
 from tokenmill.core.errors import DigestError, FormatError, NetworkError, NotFoundError, StoreError, UsageError
 from tokenmill.store import manifest as m
 from tokenmill.store.blobs import BlobStore
@@ -181,6 +182,16 @@ def test_what_is_here_is_not_fetched_again(hub, client, tmp_path):
     asked = len(hub.seen)
     assert fetch(file, blobs, client=client) == first
     assert len(hub.seen) == asked
+
+
+def test_two_that_want_the_same_fetch_it_once(hub, client, tmp_path):
+    file, blobs, said = plan(parse_reference("hf:org/quants"), client=client).files[0], BlobStore(tmp_path), []
+    hub.cdn.fault(f"/cdn/{file.sha256}", slow(0.3))
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda _: fetch(file, blobs, lambda *a: said.append(a[0])), range(4)))
+    assert set(got) == {(file.digest, file.size)}
+    assert len(hub.cdn.seen) == 1
+    assert any(status.startswith("waiting for another process") for status in said)
 
 
 def test_a_busy_hub_is_asked_again(hub, client):

@@ -193,7 +193,7 @@ def test_push(registry, client, tmp_path, monkeypatch, chunk):
     assert registry.manifest_types == [m.MANIFEST]
     assert registry.blobs[digest_of(GGUF)] == GGUF
     assert (f"pushing {digest_of(GGUF)[7:19]}", digest_of(GGUF), len(GGUF), len(GGUF)) in said
-    assert said[-1] == ("pushing manifest",)
+    assert said[-2:] == [("pushing manifest",), ("success",)]
     assert len([seen for seen in registry.seen if seen.method == "PATCH" and seen.body]) == 5 + len(GGUF) // chunk
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fakes.server import Served, Server, cut, endless, redirect, slow, status
 from tokenmill.core.errors import DigestError, NetworkError, NotFoundError, StoreError, UsageError
 from tokenmill.store.transport import Client, Throttle, Trust, download, retry_after_s, transfer
 from tokenmill.store.transport import trust as trust_module
+from tokenmill.store.transport.bearer import token_url
 from tokenmill.store.transport.trust import is_public
 
 DATA = bytes(range(256)) * 5000  # 1.28 MB
@@ -418,3 +419,31 @@ def test_progress_is_throttled_but_the_last_byte_is_told():
 @pytest.mark.parametrize("value", ["", "soon", "-3", "9" * 400, "٣"])
 def test_an_unreadable_retry_after_is_no_retry_after(value):
     assert retry_after_s({"retry-after": value}) is None
+
+
+HEADER_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=80)
+
+
+@given(
+    HEADER_TEXT
+    | st.sampled_from(["Bearer realm=", 'Bearer realm="', "Bearer "]).flatmap(lambda s: HEADER_TEXT.map(s.__add__))
+)
+def test_any_challenge_gives_an_address_or_nothing(text):
+    url = token_url(text)
+    assert url is None or url.host
+
+
+@given(HEADER_TEXT)
+def test_any_retry_after_gives_seconds_or_nothing(text):
+    seconds = retry_after_s({"retry-after": text})
+    assert seconds is None or seconds >= 0
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(["", "/", "//", "https://", "http://", "https://[", "https:", "https://127."]), HEADER_TEXT)
+def test_any_location_gives_a_typed_error(server, client, partial, start, text):
+    server.fault("/start", redirect(start + text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *a, **k: [(2, 1, 6, "", ("10.1.2.3", 443))])
+        with pytest.raises((UsageError, NetworkError, NotFoundError)):
+            download(client, server.url + "/start", partial)

