@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,7 +153,7 @@ def test_flipped_bytes_give_typed_errors_only(tmp_path):
     content = b"GGUF" + os.urandom(3000)
     good = make_wheel(tmp_path, {"a/m.gguf": content}).read_bytes()
     wheel, blobs, outcomes = tmp_path / "flipped.whl", BlobStore(tmp_path), set()
-    for position in range(0, len(good), 7):
+    for position in range(0, len(good), 11):
         data = bytearray(good)
         data[position] ^= 0xFF
         wheel.write_bytes(data)
@@ -217,3 +220,24 @@ def test_an_interrupted_pull_leaves_no_pip_and_no_folder(wheels, tmp_path, monke
         plan(reference, progress=interrupt)
     assert started[0].poll() is not None
     assert list(tmp_path.glob("tokenmill-wheel-*")) == []
+
+
+def test_progress_survives_folders_that_vanish_while_they_are_counted(tmp_path):
+    """pip empties its scratch folder as it ends; counting it in that moment once ended the pull, on a busy machine."""
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            deep = tmp_path / "unpack" / "deep"
+            deep.mkdir(parents=True)
+            (deep / "wheel").write_bytes(b"x" * 10)
+            shutil.rmtree(tmp_path / "unpack")
+
+    with ThreadPoolExecutor(1) as pool:
+        churning = pool.submit(churn)
+        try:
+            counts = {pypi._bytes_below(tmp_path) for _ in range(2000)}
+        finally:
+            stop.set()
+        churning.result()
+    assert counts <= {0, 10}

@@ -21,6 +21,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -120,12 +121,12 @@ def _wait(process: subprocess.Popen[bytes], scratch: Path, status: str, progress
 
 
 def _bytes_below(folder: Path) -> int:
+    """Bytes of all files; pip removes files and folders meanwhile, which os.walk passes over and rglob does not."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size if path.is_file() else 0
-        except OSError:  # pip moved it away in this moment
-            continue
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
     return total
 
 
