@@ -93,7 +93,8 @@ def main(root: str, log: str) -> None:
     sys.stdin.readline()
     said: list[str] = []
     files = Store(Path(root), sources=sources).pull("big", lambda status, *rest: said.append(status))
-    print(json.dumps({"digest": files.digest, "waited": any("waiting" in status for status in said)}))
+    waited = any("waiting" in status for status in said)
+    print(json.dumps({"digest": files.digest, "waited": waited, "asked": len(sources.planned)}))
 
 
 if __name__ == "__main__":

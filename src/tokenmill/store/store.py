@@ -147,7 +147,8 @@ class Store:
                 f"{name!r} is not in this store; only what is can be pushed (`tokenmill create` makes it)"
             )
         self.library.files(stored)
-        manifest, _ = self.library.read(stored)
+        # where the model came from is this machine's matter, and may name its folders
+        manifest = replace(self.library.read(stored)[0], annotations={})
         target = parse_reference(destination or name)
         if target.kind == "name":
             target = parse_reference(f"ollama:{target.name}")
