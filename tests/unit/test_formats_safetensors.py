@@ -261,6 +261,8 @@ def test_open_tensors_picks_by_what_the_path_is(tmp_path: Path) -> None:
     ):
         with pytest.raises(FormatError, match=problem):
             open_tensors(path)
+    with pytest.raises(FormatError, match="is not a folder"):
+        HFFolder(tmp_path / "notes.txt")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FormatError, match="no weights"):
         open_tensors(tmp_path)

@@ -67,8 +67,6 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise FormatError(path, "header", f"the file has {size} bytes; a header takes at least 8")
             length = int.from_bytes(file.read(8), "little")
             if length > min(size - 8, _MAX_HEADER_BYTES):
                 limit = f"the file has {size} bytes and headers are at most {_MAX_HEADER_BYTES}"
