@@ -177,10 +177,10 @@ class LLM:
     def generate(self, prompts: str, params: SamplingParams | None = ..., *, format: Format = ...) -> Completion: ...
     @overload
     def generate(
-        self, prompts: Sequence[str], params: SamplingParams | None = ..., *, format: Format = ...
+        self, prompts: list[str] | tuple[str, ...], params: SamplingParams | None = ..., *, format: Format = ...
     ) -> list[Completion]: ...
     def generate(
-        self, prompts: str | Sequence[str], params: SamplingParams | None = None, *, format: Format = None
+        self, prompts: str | list[str] | tuple[str, ...], params: SamplingParams | None = None, *, format: Format = None
     ) -> Completion | list[Completion]:
         """Continue one text or several, as they stand; answers come in the prompts' order."""
         if isinstance(prompts, str):
@@ -215,22 +215,22 @@ class LLM:
         template = self.files.template
         if template is not None and looks_like_go(template):
             return self.tokenizer.encode(render_chat(template, prompt, tools=tools))
-        rendered = self.tokenizer.render_chat(prompt, tools=tools, template=template)
-        return self.tokenizer.encode(rendered, add_special_tokens=False)  # a chat template writes its own BOS
+        return self.tokenizer.encode_chat(prompt, tools=tools, chat_template=template)
 
     def _requests(self, prompts: Sequence[list[int]], params: SamplingParams, format: Format) -> list[Request]:
-        guides = None
+        guide = None
         if format is not None:
             from tokenmill.text.grammar import GuideFactory
 
-            guides = GuideFactory(self.tokenizer)
+            factory = GuideFactory(self.tokenizer, self.model.config.vocab_size)
+            guide = factory.from_format(format if isinstance(format, str) else dict(format))
         return [
             Request(
                 prompt=ids,
                 params=params,
                 seed=None if params.seed is None else params.seed + sample,
                 eos_token_ids=self.tokenizer.eos_token_ids,
-                guide=None if guides is None else guides.from_format(format),
+                guide=None if guide is None else guide.copy(),
                 index=number * params.n + sample,
             )
             for number, ids in enumerate(prompts)

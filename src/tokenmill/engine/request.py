@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tokenmill.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -13,13 +17,18 @@ FinishReason = Literal["stop", "length", "abort"]
 class Guide(Protocol):
     """A grammar that says which tokens may come next; ``text/grammar.py`` makes them."""
 
-    def mask_logits(self, logits: object) -> None:
-        """Set the logits [V] of tokens that may not come next to -inf, in place."""
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Which tokens may come next, bool [V]."""
+        ...
 
-    def accept(self, token_id: int) -> None: ...
+    def accept(self, token_id: int) -> None:
+        """Take note of the token that was drawn."""
+        ...
 
     @property
-    def stopped(self) -> bool: ...
+    def stopped(self) -> bool:
+        """The text is complete and nothing can be added."""
+        ...
 
 
 @dataclass(frozen=True)

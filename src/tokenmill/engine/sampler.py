@@ -44,8 +44,8 @@ class Sampler:
         if len(request.output) < params.min_tokens and request.stop_ids:
             logits_V = logits_V.index_fill(0, _ids(request.stop_ids, logits_V), float("-inf"))
         if request.guide is not None:
-            logits_V = logits_V.clone() if logits_V is raw_V else logits_V
-            request.guide.mask_logits(logits_V)
+            allowed_V = torch.from_numpy(request.guide.mask()).to(logits_V.device)
+            logits_V = logits_V.masked_fill(~allowed_V, float("-inf"))
         token = sample(
             logits_V,
             temperature=params.temperature,

@@ -23,8 +23,8 @@ from typing import TypeVar
 
 import httpx
 
-from tokenmill import __version__
 from tokenmill.core.errors import NetworkError, NotFoundError
+from tokenmill.core.version import __version__
 from tokenmill.store.transport import bearer
 from tokenmill.store.transport.trust import GuardedTransport, Trust, port_of, shown
 
