@@ -14,13 +14,12 @@ from datetime import date
 from typing import Any
 
 from tokenmill.core.errors import TemplateError
-
-from . import functions
-from .chat import collate, tools_for_template
-from .nodes import Action, Command, Field, Pipe, cut_after_response, fields_of
-from .parser import Parser
-from .render import Renderer
-from .values import JsonList, Record, clean, plain
+from tokenmill.text.go_template import functions
+from tokenmill.text.go_template.chat import collate, tools_for_template
+from tokenmill.text.go_template.nodes import Action, Command, Field, Pipe, cut_after_response, fields_of
+from tokenmill.text.go_template.parser import Parser
+from tokenmill.text.go_template.render import Renderer
+from tokenmill.text.go_template.values import JsonList, Record, clean, plain
 
 __all__ = ["GoTemplate", "looks_like_go", "render_chat"]
 

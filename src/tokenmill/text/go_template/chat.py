@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenmill.core.errors import TemplateError, did_you_mean
-
-from .values import JsonList, JsonMap, OrderedFields, Record, plain
+from tokenmill.text.go_template.values import JsonList, JsonMap, OrderedFields, Record, plain
 
 _MESSAGE_KEYS = {
     "role": "Role",

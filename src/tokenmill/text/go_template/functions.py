@@ -12,9 +12,8 @@ from datetime import date, timedelta
 from typing import Any
 
 from tokenmill.core.errors import TemplateError
-
-from .printf import sprint, sprintf, sprintln
-from .values import JsonList, Record, go_json, is_true, length_of, type_of
+from tokenmill.text.go_template.printf import sprint, sprintf, sprintln
+from tokenmill.text.go_template.values import JsonList, Record, go_json, is_true, length_of, type_of
 
 LAZY = frozenset({"and", "or"})
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from tokenmill.core.errors import did_you_mean
-
-from .lexer import KEYWORDS, Token, fail, show, tokenize, unquote
-from .nodes import (
+from tokenmill.text.go_template.lexer import KEYWORDS, Token, fail, show, tokenize, unquote
+from tokenmill.text.go_template.nodes import (
     Action,
     Branch,
     Call,

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenmill.core.errors import TemplateError
-
-from .values import JsonList, JsonMap, Record, go_float, go_format, joined, type_of
+from tokenmill.text.go_template.values import JsonList, JsonMap, Record, go_float, go_format, joined, type_of
 
 MAX_WIDTH = 1000
 _VERB = re.compile(r"%(?P<flags>[-+ 0]*)(?P<width>[0-9]*)(?:(?P<dot>\.)(?P<precision>[0-9]*))?(?P<verb>.?)", re.DOTALL)

@@ -13,10 +13,9 @@ from datetime import date
 from typing import Any
 
 from tokenmill.core.errors import TemplateError, did_you_mean
-
-from . import functions
-from .lexer import fail
-from .nodes import (
+from tokenmill.text.go_template import functions
+from tokenmill.text.go_template.lexer import fail
+from tokenmill.text.go_template.nodes import (
     Action,
     Branch,
     Call,
@@ -35,7 +34,7 @@ from .nodes import (
     Text,
     Variable,
 )
-from .values import MAX_TEXT, Record, go_format, is_true, type_of
+from tokenmill.text.go_template.values import MAX_TEXT, Record, go_format, is_true, type_of
 
 MAX_STEPS = 1_000_000  # about a second; a thousand rounds through a long template take a fifth of that
 MAX_DEPTH = 100  # blocks within blocks within called templates; bounds Python's stack
