@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import models, processors
 
 from tokenmill.core.errors import FormatError
 
@@ -55,10 +55,11 @@ def plain_twin(backend: tokenizers.Tokenizer, origin: str, unknown_id: int | Non
         plain = tokenizers.Tokenizer.from_str(backend.to_str())
     plain.encode_special_tokens = True
     # Not matched as an added token, a control token can still be a piece of the model's vocabulary that plain text
-    # leads to: a Unigram piece, a whole word with ignore_merges, a merge's result
-    controls = {n: token.content for n, token in added.items() if token.special and n != unknown_id}
+    # leads to: a whole word with ignore_merges, a merge's result, any piece of a Unigram model (the unknown one, too)
+    unigram = isinstance(backend.model, models.Unigram)
+    controls = {n: token.content for n, token in added.items() if token.special and (unigram or n != unknown_id)}
     with library_errors(origin, "encode"):
-        leaks = any(n in plain.encode(text, add_special_tokens=False).ids for n, text in controls.items())
+        leaks = unigram or any(n in plain.encode(text, add_special_tokens=False).ids for n, text in controls.items())
     return _without(plain, frozenset(controls.values())) if leaks else plain
 
 

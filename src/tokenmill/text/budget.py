@@ -26,11 +26,11 @@ class LimitError(Exception):
 class Budget:
     """What one rendering may still cost."""
 
-    steps: int = 500_000
+    steps: int = 200_000
     chars: int = 1 << 20  # of one value, its parts counted as often as they would be printed
     items: int = 200_000  # of one value, likewise
     produced: int = 64 << 20  # characters and elements of all values together
-    seconds: float = 5.0
+    seconds: float = 3.0
     _deadline: float = field(init=False)
     _weights: dict[int, tuple[Any, int, int]] = field(init=False, default_factory=dict)
 
@@ -41,11 +41,11 @@ class Budget:
     def for_input(cls, chars: int, items: int) -> Budget:
         """A budget for a conversation of that size: a long one may cost more than a short one."""
         return cls(
-            steps=500_000 + 1000 * items,
+            steps=200_000 + 1000 * items,
             chars=(1 << 20) + 16 * chars,
             items=200_000 + 16 * items,
             produced=(64 << 20) + 256 * chars,
-            seconds=5.0 + chars / 1e6,
+            seconds=3.0 + chars / 1e6,
         )
 
     def step(self) -> None:

@@ -24,8 +24,8 @@ from tokenmill.core.errors import TemplateError
 from tokenmill.text.budget import CURRENT, Budget, LimitError
 from tokenmill.text.sandbox import BoundedEnvironment
 
-MAX_SOURCE = 256 * 1024
-"""Characters. The longest templates in use have some 20,000."""
+MAX_SOURCE = 64 * 1024
+"""Characters. The longest templates in use have some 20,000; compiling costs time and memory by length."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _UNFINISHED = "CONTINUE_FINAL_MESSAGE_TAG "

@@ -265,7 +265,7 @@ def _is_byte(token: str) -> bool:
 
 def _continued(token: str) -> str:
     """GGUF's ``▁word`` and ``ing`` are BERT's ``word`` and ``##ing``."""
-    return token[1:] if token.startswith(SPACE) else "##" + token
+    return token[1:] if token.startswith(SPACE) and token != SPACE else "##" + token
 
 
 def _index(texts: Sequence[str], text: str) -> int | None:
