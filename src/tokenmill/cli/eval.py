@@ -42,7 +42,7 @@ def ppl(
 
     with PullProgress() as pulled:
         llm = LLM(model, adapter=adapter, progress=pulled)
-    ids = llm.tokenizer.encode(content)
+    ids = llm.tokenizer.encode(content, parse_special=False)
     with step_progress("windows") as progress:
         result = perplexity(
             llm.model,

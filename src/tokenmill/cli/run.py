@@ -150,6 +150,8 @@ def _one_shot(session: Session, text: str, as_json: bool) -> None:
     prompt: str | list[Message] = text
     if speaks_chat(llm):
         prompt = session.prompt([*session.messages, {"role": "user", "content": text}])
+    elif session.system:
+        raise UsageError(f"{session.model} has no chat template, so it cannot be given a system message")
     write = _quiet if as_json else _writer()
     answer = ask(llm, prompt, params, write, format=session.format, load_s=load_s)
     _finish(session, answer, as_json)

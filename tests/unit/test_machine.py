@@ -1,0 +1,41 @@
+"""What is seen of the machine, on this one and on made-up ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tokenmill.core import machine
+
+
+def test_this_machine() -> None:
+    seen = machine.probe_machine()
+    assert seen.cores >= 1
+    assert seen.system
+    assert seen.memory_total is None or 0 < (seen.memory_available or 0) <= seen.memory_total
+
+
+def test_a_container_limit_wins_over_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/proc/cpuinfo": "processor : 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 avx512f avx512f_x\n",
+        "/proc/meminfo": "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n",
+        "/sys/fs/cgroup/memory.max": "4096000000\n",
+    }
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    seen = machine.probe_machine()
+    assert (seen.cpu, seen.features) == ("A CPU", ("avx2", "avx512f"))
+    assert (seen.memory_total, seen.memory_available) == (4_096_000_000, 4_096_000_000)
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    seen = machine.probe_machine()
+    assert (seen.memory_total, seen.memory_available) == (16_000_000 * 1024, 8_000_000 * 1024)
+
+
+def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: "")
+    seen = machine.probe_machine()
+    assert (seen.features, seen.memory_total, seen.memory_available) == ((), None, None)
+
+
+def test_free_disk_of_a_folder_to_be(tmp_path: Path) -> None:
+    assert machine.free_disk(tmp_path / "not" / "yet") > 0
