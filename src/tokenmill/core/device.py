@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,11 +47,22 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """``dtype`` as given, else what suits the device without losing what the file holds.
+def memory_bytes() -> int:
+    """This machine's memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
-    ``stored``: the file's float format, bfloat16 for quantised blocks. float16 and bfloat16 become float32 on a CPU
-    that has no instructions for bfloat16.
+
+def pick_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype | None, parameters: int
+) -> torch.dtype:
+    """``dtype`` as given, else what suits the device.
+
+    ``stored``: the file's float format, None for quantised blocks. CUDA computes in 16 bit. On a CPU, float16 and
+    bfloat16 become float32 where there are no instructions for bfloat16; quantised blocks become float32, which keeps
+    what they say to the last bit, while that takes no more than a quarter of the memory, and bfloat16 beyond.
     """
     import torch
 
@@ -60,9 +72,13 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device, stored: to
         if dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use auto, {', '.join(DTYPES)}")
         return getattr(torch, DTYPES[dtype])
-    if device.type == "cuda" and stored == torch.float32:
-        return torch.bfloat16
-    if device.type == "cpu" and stored != torch.float32 and not cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
+    if device.type == "cuda":
+        return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
+    if stored is None:
+        small = 4 * parameters <= memory_bytes() / 4
+        info_once(log, f"dequantising to {'float32' if small else 'bfloat16, for float32 takes too much memory'}")
+        return torch.float32 if small else torch.bfloat16
+    if stored != torch.float32 and not cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
         info_once(log, f"computing in float32: this CPU is slow at {stored}")
         return torch.float32
     return stored

@@ -38,6 +38,7 @@ from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import Family
 from tokenmill.models.weights import Table, file_tensors, load_weights
 from tokenmill.nn.config import DecoderConfig
+from tokenmill.nn.cost import parameters
 from tokenmill.nn.decoder import Decoder
 from tokenmill.store import Store
 
@@ -103,7 +104,8 @@ def load_model(
     on = pick_device(device)
     table, ignored = _names(file, family)
     decoder = build(decoder_config)
-    load_weights(decoder, file, table, dtype=pick_dtype(dtype, on, _stored_dtype(file)), device=on, ignored=ignored)
+    number_format = pick_dtype(dtype, on, _stored_dtype(file), parameters(decoder_config))
+    load_weights(decoder, file, table, dtype=number_format, device=on, ignored=ignored)
     return Model(decoder, family, config, generation_config)
 
 
@@ -133,13 +135,14 @@ def _names(file: TensorFile, family: Family) -> tuple[Table, str]:
     return bare, family.ignored
 
 
-def _stored_dtype(file: TensorFile) -> torch.dtype:
-    """The float format that holds most of the file's bytes; quantised blocks count as bfloat16."""
+def _stored_dtype(file: TensorFile) -> torch.dtype | None:
+    """The float format that holds most of the file's bytes; None where those are quantised blocks."""
     sizes: dict[str, int] = {}
     for info in file.infos().values():
         sizes[info.type] = sizes.get(info.type, 0) + info.nbytes
     most = max(sizes, key=lambda kind: sizes[kind]) if sizes else "F32"
-    return {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
+    floats = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return floats.get(most)
 
 
 def load_tokenizer(model: str | Path, *, store: Store | None = None) -> Tokenizer:
