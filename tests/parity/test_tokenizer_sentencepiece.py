@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from transformers import LlamaTokenizer, T5Tokenizer
 
 import texts
@@ -121,7 +122,7 @@ def test_gguf_equals_the_model_file(flavour: str, tmp_path: Path) -> None:
     model, from_file = train(tmp_path, **options), tokenizer_from_folder(tmp_path)
     extra: dict[str, Any] = {"add_space_prefix": options.get("add_dummy_prefix", True)}
     if options["model_type"] == "unigram":
-        proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString((tmp_path / "tokenizer.model").read_bytes())
+        proto = sentencepiece_model_pb2.ModelProto.FromString((tmp_path / "tokenizer.model").read_bytes())
         extra["remove_extra_whitespaces"] = True
         if charsmap := proto.normalizer_spec.precompiled_charsmap:
             extra["precompiled_charsmap"] = list(charsmap)

@@ -53,7 +53,6 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
@@ -63,10 +62,9 @@ class ChatTemplate:
         Args:
             messages: ``{"role", "content", …}``; content is text, or a list of ``{"type": "text", "text": …}``.
             tools: JSON schemas of functions, as OpenAI's API takes them.
-            documents: ``{"title", "text"}`` for retrieval templates.
             add_generation_prompt: end with the beginning of the assistant's turn.
             continue_final_message: leave the last message open, for the model to go on with it.
-            variables: whatever else the template knows, special tokens included.
+            variables: whatever else the template knows: special tokens, ``documents`` …
 
         Raises:
             TemplateError: the template refuses the conversation, fails, or runs past its limits.
@@ -81,7 +79,7 @@ class ChatTemplate:
             given = {
                 "messages": chat,
                 "tools": plain(tools),
-                "documents": plain(documents),
+                "documents": None,
                 "add_generation_prompt": add_generation_prompt,
                 **{name: plain(value) for name, value in (variables or {}).items()},
             }

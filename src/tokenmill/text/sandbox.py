@@ -153,13 +153,15 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = CURRENT.get()
         budget.step()
-        for value in (*args, *kwargs.values()):
+        # the compiler adds these two, for Context.call to take away
+        given = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+        for value in (*args, *given.values()):
             if isinstance(value, CONTAINERS):
                 budget.allow(*budget.weigh(value))
         if isinstance(__obj, LoopContext) and args:  # loop(children) of a recursive loop
             args = (budget.ticking(args[0]), *args[1:])
         if (bounded := bounded_method(budget, __obj)) is not None:
-            return budget.take(bounded(*args, **kwargs))
+            return budget.take(bounded(*args, **given))
         return budget.take(super().call(__context, __obj, *args, **kwargs))
 
 

@@ -123,6 +123,7 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         chat_template: str | None = None,
         **variables: Any,
     ) -> str:
@@ -131,16 +132,20 @@ class Tokenizer:
         Encode it with ``add_special_tokens=False``: templates write BOS themselves.
 
         Args:
+            continue_final_message: leave the last message open, for the model to go on with it (then
+                `add_generation_prompt` must be False).
             chat_template: the name of one of the model's templates, or Jinja source; default: the model's own.
             variables: whatever the template knows (``documents``, ``enable_thinking``, ``date_string`` …).
 
         Raises:
             TemplateError: no template, a broken one, one that refuses the conversation or runs past its limits.
         """
-        template = self._template(chat_template, with_tools=bool(tools))
-        special: dict[str, Any] = dict(self.special_tokens)
-        return template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=special | variables
+        return self._template(chat_template, with_tools=tools is not None).render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={**self.special_tokens, **variables},
         )
 
     def encode_chat(
@@ -148,23 +153,18 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        chat_template: str | None = None,
-        **variables: Any,
+        **options: Any,
     ) -> list[int]:
-        """`render_chat` and `encode` in one, where a control token counts only if the *template* wrote it.
+        """`render_chat` (same `options`) and `encode` in one, where a control token counts only if the *template*
+        wrote it.
 
         The same ids as encoding the rendered text, unless a message spells a control token: there that spelling
         stays ordinary text, so nobody can close their own turn and speak as another role.
         """
-        template = self._template(chat_template, with_tools=bool(tools))
-        special = self.special_tokens
         foreign = Foreign([token.content for token in self._special_tokens().values()])
-        text = template.render(
-            foreign.marked(messages),
-            tools=foreign.marked(tools),
-            add_generation_prompt=add_generation_prompt,
-            variables={**special, **foreign.marked(variables)},
+        ours = {name: options.pop(name) for name in ("chat_template",) if name in options}
+        text = self.render_chat(
+            foreign.marked(messages), tools=foreign.marked(tools), **foreign.marked(options), **ours
         )
         if not foreign.found:
             return self.encode(text, add_special_tokens=False)
