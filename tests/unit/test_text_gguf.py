@@ -91,6 +91,12 @@ def test_a_control_token_that_text_alone_leads_to_is_hidden() -> None:
     assert special.encode("EOS", parse_special=False) == [6, 7, 8]
 
 
+def test_what_a_file_names_as_its_end_is_a_control_token_whatever_its_type_says() -> None:
+    tokenizer = load(gpt2(token_type=None))
+    assert tokenizer.special_ids == tokenizer.eos_token_ids == {5}
+    assert tokenizer.encode("ab<|im_end|>") == [3, 5]
+
+
 def test_arrays_may_be_numpy_arrays() -> None:
     metadata = llama(scores=np.array(llama()["tokenizer.ggml.scores"], dtype=np.float32))
     metadata["tokenizer.ggml.token_type"] = np.array(metadata["tokenizer.ggml.token_type"], dtype=np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,45 @@ def test_a_broken_folder_is_named_with_its_place(tmp_path: Path, files: dict[str
 def test_a_broken_configuration_is_named_with_its_place(tmp_path: Path, config: dict[str, Any], problem: str) -> None:
     with pytest.raises(FormatError, match=problem):
         tokenizer_from_folder(save(tmp_path, **config))
+
+
+@pytest.mark.parametrize("pattern", [{"String": "a"}, {"Regex": "a*"}])
+def test_replacements_that_multiply_are_refused(tmp_path: Path, pattern: dict[str, str]) -> None:
+    save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": pattern, "content": "aa"}] * 40,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(FormatError, match=r"normalizer: makes texts \d+ times longer"):
+        tokenizer_from_folder(tmp_path)
+
+
+def test_mutated_tokenizer_files_give_typed_errors_only(tmp_path: Path) -> None:
+    save(tmp_path)
+    text = (tmp_path / "tokenizer.json").read_text()
+    rng = random.Random(13)
+    odd = ["null", "-1", "18446744073709551616", "1e999", '""', '"\\ud800"', "[]", "{}", "true", '"ByteLevel"', '"x"']
+    accepted = 0
+    for _ in range(1500):
+        damaged = text
+        for _ in range(rng.randrange(1, 3)):
+            if rng.random() < 0.8:  # a value swapped for another
+                values = list(re.finditer(r'"[^"]*"(?!\s*:)|\b\d+\b|true|false|null', damaged))
+                place = rng.choice(values)
+                damaged = damaged[: place.start()] + rng.choice(odd) + damaged[place.end() :]
+            else:
+                at = rng.randrange(len(damaged))
+                damaged = damaged[:at] + damaged[at + rng.randrange(1, 9) :]
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        try:
+            tokenizer = tokenizer_from_folder(tmp_path)
+            tokenizer.decode([*tokenizer.encode("ab <s> é"), *tokenizer.encode("ab <s>", parse_special=False), 0, 3, 9])
+            accepted += 1
+        except FormatError:
+            pass
+    assert 50 < accepted < 1000
 
 
 def test_lone_surrogates_are_read_as_replacement_characters(tmp_path: Path) -> None:

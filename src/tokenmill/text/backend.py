@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import models, processors
 
 from tokenmill.core.errors import FormatError
+
+MAX_GROWTH = 100
 
 
 @contextmanager
@@ -27,6 +31,28 @@ def library_errors(origin: Path | str, where: str) -> Iterator[None]:
         if type(panic).__name__ != "PanicException":
             raise
         raise FormatError(origin, where, f"the tokenizer is broken: {panic}") from panic
+
+
+def state_of(part: Any) -> dict[str, Any] | None:
+    """A normalizer, decoder … as ``tokenizer.json`` writes it."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def check_growth(part: dict[str, Any] | None, origin: str, where: str) -> None:
+    """Refuse replacements that multiply: forty that each double would make 2^40 characters of one."""
+    if part is not None and (factor := _growth(part)) > MAX_GROWTH:
+        raise FormatError(origin, where, f"makes texts {factor:.0f} times longer; allowed: {MAX_GROWTH} times")
+
+
+def _growth(part: dict[str, Any]) -> float:
+    match part:
+        case {"type": "Sequence", "normalizers": list(steps)} | {"type": "Sequence", "decoders": list(steps)}:
+            return math.prod(map(_growth, steps))
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+            return max(1.0, len(new) / len(old))
+        case {"type": "Replace", "content": str(new)}:  # a regular expression may match between any two characters
+            return 1.0 + len(new)
+    return 1.0
 
 
 def framing(before: dict[str, int], after: dict[str, int]) -> processors.TemplateProcessing:

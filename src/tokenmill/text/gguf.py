@@ -69,6 +69,8 @@ class _Reader:
         self.tokens = self._tokens()
         self.types = self._types()
         self.names = {name: n for name in _ID_KEYS if (n := self.token_id(name)) is not None}
+        self.ends = [n for key in _END_KEYS if (n := self.checked_id(key)) is not None]
+        self._mark_controls()
 
     def error(self, key: str, problem: str) -> FormatError:
         return FormatError(self.path, _PREFIX + key, problem)
@@ -137,15 +139,20 @@ class _Reader:
                 raise self.error(f"tokens[{n}]", f"{self.tokens[n]!r} is marked as a byte, but is not <0x00> … <0xFF>")
         return [kind or int(PieceType.NORMAL) for kind in types]
 
+    def _mark_controls(self) -> None:
+        """Old files leave <|im_end|> an ordinary token; what they name as begin or end is a control token."""
+        for token_id in (*self.ends, self.names.get("bos_token"), self.names.get("eos_token")):
+            if token_id is not None and self.tokens[token_id].startswith(("<", "[")):
+                self.types[token_id] = int(PieceType.CONTROL)
+
     def tokenizer(self) -> Tokenizer:
         with library_errors(self.path, "tokenizer.ggml"):
             backend = self.build()
-        ends = [token_id for key in _END_KEYS if (token_id := self.checked_id(key)) is not None]
         return Tokenizer(
             backend,
             origin=self.path,
             names={name: self.tokens[token_id] for name, token_id in self.names.items()},
-            end_ids=ends,
+            end_ids=self.ends,
             chat_templates=self._chat_templates(),
         )
 

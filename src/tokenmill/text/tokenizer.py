@@ -18,7 +18,7 @@ import tokenizers
 
 from tokenmill.core.errors import FormatError, TemplateError
 from tokenmill.core.paths import atomic_write
-from tokenmill.text.backend import library_errors, plain_twin
+from tokenmill.text.backend import check_growth, library_errors, plain_twin, state_of
 from tokenmill.text.chat_template import ChatTemplate
 from tokenmill.text.detokenizer import StreamingDetokenizer
 from tokenmill.text.foreign import Foreign
@@ -67,9 +67,9 @@ class Tokenizer:
         self.pad_token_id = self._named("pad_token")
         declared = [*end_ids, *([] if self.eos_token_id is None else [self.eos_token_id])]
         self.eos_token_ids = end_token_ids({added[n].content: n for n in self.special_ids}, declared)
-        with library_errors(origin, "decoder"):
-            decoder = backend.decoder.__getstate__() if backend.decoder is not None else b"null"
-        pieces = pieces_of(json.loads(decoder), self._origin)
+        for where in ("normalizer", "decoder"):
+            check_growth(state_of(getattr(backend, where)), self._origin, where)
+        pieces = pieces_of(state_of(backend.decoder), self._origin)
         self._share, self.leading_spaces = pieces.share, pieces.strip
         self._templates: dict[str, ChatTemplate] = {}
 
@@ -145,7 +145,8 @@ class Tokenizer:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            variables={**self.special_tokens, **variables},
+            # a template that writes a token this vocabulary lacks writes nothing, as in llama.cpp
+            variables={"bos_token": "", "eos_token": "", **self.special_tokens, **variables},
         )
 
     def encode_chat(
