@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 import tokenmill
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.log import setup_logging
+from tokenmill.core.threads import bind_threads
 
 # verb: (module, one line of help). Order is the order of `--help`: get a model, look at it, use it, shape it, measure.
 VERBS: dict[str, tuple[str, str]] = {
@@ -113,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``argv`` excludes the program's name."""
     words, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     setup_logging("DEBUG" if debug else None)
+    bind_threads()
     try:
         status = _run(words)
         sys.stdout.flush()

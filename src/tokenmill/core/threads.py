@@ -1,0 +1,21 @@
+"""How torch's threads meet the cores.
+
+Measured on a 2-core virtual machine with Linux 6.18: the scheduler keeps both threads of one process on one core, and
+every parallel operation waits for its second half. A 512-token pass of a 135M model took 8.5 s with two free threads,
+1.95 s with one, 1.05 s with two bound to a core each. torch's tuning guide asks for the same binding on large machines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def bind_threads() -> None:
+    """Ask OpenMP to bind one thread to each core; for programs of ours, before torch is imported.
+
+    A person who sets any of these variables has decided already, and a library must not decide for its host.
+    """
+    if "torch" in sys.modules or any(name in os.environ for name in ("OMP_PROC_BIND", "OMP_PLACES", "OMP_NUM_THREADS")):
+        return
+    os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
