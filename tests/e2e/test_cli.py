@@ -49,17 +49,6 @@ def test_flags_reach_the_sampler(tokenmill: Run) -> None:
     stopped = document(tokenmill("run", "smollm2:135m", QUESTION, *GREEDY, "--stop", "Paris", "--stop", "§", "--json"))
     assert "Paris" not in stopped["text"]
     assert stopped["finish_reason"] == "stop"
-    seeds = [
-        tokenmill("run", "smollm2:135m", "Write.", "--temperature", "2", "--max-tokens", "12", "--seed", seed).stdout
-        for seed in ("1", "1", "2")
-    ]
-    assert seeds[0] == seeds[1] != seeds[2]
-
-
-def test_a_system_message_changes_the_prompt(tokenmill: Run) -> None:
-    plain = document(tokenmill("run", "smollm2:135m", "Hi", *GREEDY, "--json"))
-    asked = document(tokenmill("run", "smollm2:135m", "Hi", *GREEDY, "--system", "You " + "very " * 50, "--json"))
-    assert asked["prompt_tokens"] > plain["prompt_tokens"] + 20
 
 
 @pytest.mark.parametrize(
@@ -114,12 +103,13 @@ def test_a_model_of_ones_own(tokenmill_own: Run, tmp_path: Path) -> None:
     )
     assert document(tokenmill_own("create", "pirate", "-f", "Modelfile", "--json"))["status"] == "success"
     assert tokenmill_own("show", "pirate", "--system").stdout == "Talk like a pirate.\n"
-    plain = document(tokenmill_own("run", "base", "Hi", "--max-tokens", "5", "--json"))
+    system = ("--system", "Talk like a pirate.")
+    without_turns = document(tokenmill_own("run", "base", "Hi", *system, "--max-tokens", "1", "--json"))
     pirate = document(tokenmill_own("run", "pirate", "Hi", "--json"))
     assert pirate["completion_tokens"] <= 5
-    assert pirate["prompt_tokens"] > plain["prompt_tokens"] + 10
-    over = document(tokenmill_own("run", "pirate", "Hi", "--max-tokens", "7", "--json"))
-    assert over["completion_tokens"] > 5, "a flag wins over the Modelfile"
+    assert pirate["prompt_tokens"] > without_turns["prompt_tokens"] + 8
+    over = document(tokenmill_own("run", "pirate", "Hi", "--max-tokens", "2", "--json"))
+    assert over["completion_tokens"] == 2, "a flag wins over the Modelfile"
 
     assert tokenmill_own("cp", "pirate", "sailor").returncode == 0
     assert tokenmill_own("rm", "pirate").returncode == 0
@@ -137,7 +127,7 @@ def test_ppl(tokenmill: Run, tmp_path: Path) -> None:
     figures = document(tokenmill(*command, "--json"))
     assert 1 < figures["ppl"] < 5, "a text that repeats itself is easy"
     assert figures["bits_per_byte"] > 0
-    assert figures["tokens"] > 100
+    assert figures["tokens"] % 31 == 0, "of each window of 64, the second half less its first token"
     assert f"{figures['ppl']:.4f}" in tokenmill(*command).stdout
 
 
@@ -153,4 +143,4 @@ def test_a_json_answer(tokenmill: Run) -> None:
     schema = json.dumps({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
     done = tokenmill("run", "smollm2:135m", QUESTION, "--format", schema, *GREEDY)
     assert done.returncode == 0, done.stderr
-    assert list(json.loads(done.stdout)) == ["city"]
+    assert isinstance(json.loads(done.stdout)["city"], str)

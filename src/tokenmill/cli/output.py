@@ -175,7 +175,7 @@ class Meter:
         quarter = 4 * completed // total
         if quarter != self._quarters.get(label):
             self._quarters[label] = quarter
-            note(f"{label}: {25 * quarter} % of {human_size(total) if self._in_bytes else total}")
+            note(f"{label}: {100 * completed // total} % of {human_size(total) if self._in_bytes else total}")
 
     def _draw(self, label: str, completed: int, total: int) -> None:
         if self._bars is None:
