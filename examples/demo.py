@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+RUNS = HERE.parent / "runs"
 MODEL = "smollm2:135m"
 QUESTION = "What is the capital of France?"
 TEXT = HERE / "texts" / "alice.txt"  # Lewis Carroll, 1865: in the public domain
@@ -197,7 +198,7 @@ def write_report(stages: list[Stage], folder: Path) -> Path:
 def main() -> int:
     os.environ.setdefault("PYTHONUTF8", "1")
     stages = run_stages()
-    folder = HERE.parent / "runs" / f"{datetime.now():%Y-%m-%d_%H%M%S}-demo"
+    folder = RUNS / f"{datetime.now():%Y-%m-%d_%H%M%S}-demo"
     report = write_report(stages, folder)
     print_table(stages)
     print(f"Report: {report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report}")

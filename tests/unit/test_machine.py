@@ -18,11 +18,12 @@ def test_this_machine() -> None:
 
 def test_a_container_limit_wins_over_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "/proc/cpuinfo": "processor : 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 avx512f avx512f_x\n",
+        "/proc/cpuinfo": "processor : 0\nmodel name\t: A CPU\n",
         "/proc/meminfo": "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n",
         "/sys/fs/cgroup/memory.max": "4096000000\n",
     }
     monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"fpu", "avx512f", "avx2", "avx512f_x"}))
     seen = machine.probe_machine()
     assert (seen.cpu, seen.features) == ("A CPU", ("avx2", "avx512f"))
     assert (seen.memory_total, seen.memory_available) == (4_096_000_000, 4_096_000_000)
@@ -33,6 +34,7 @@ def test_a_container_limit_wins_over_the_machine(monkeypatch: pytest.MonkeyPatch
 
 def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_read", lambda path: "")
+    monkeypatch.setattr(machine, "cpu_flags", frozenset)
     seen = machine.probe_machine()
     assert (seen.features, seen.memory_total, seen.memory_available) == ((), None, None)
 

@@ -12,6 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenmill.core.device import cpu_flags
+
 # What the CPU kernels can use, in the names of /proc/cpuinfo (x86, then ARM), from plain to special.
 # fmt: off
 FEATURES = (
@@ -36,7 +38,7 @@ class Machine:
 def probe_machine() -> Machine:
     """Look at this machine; takes a millisecond."""
     cpuinfo = _read("/proc/cpuinfo")
-    flags = set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split())
+    flags = cpu_flags()
     meminfo = _read("/proc/meminfo")
     total, available = _kilobytes(meminfo, "MemTotal"), _kilobytes(meminfo, "MemAvailable")
     limit = _container_limit()

@@ -1,0 +1,73 @@
+"""The demo's frame: a stage that fails ends it, and its report holds hostile answers as text."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "demo", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    return module
+
+
+def test_all_stages_pass(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(stage: object) -> str:
+        stage.commands.append("tokenmill run m")  # type: ignore[attr-defined]
+        stage.figure("answer", "7 <b>tokens</b>")  # type: ignore[attr-defined]
+        stage.quote = "<script>alert(1)</script> & more"  # type: ignore[attr-defined]
+        return "[red]fine"
+
+    monkeypatch.setattr(demo, "STAGES", [("Ask", "why <not>", ask)])
+    assert demo.main() == 0
+    out = capsys.readouterr().out
+    assert "[red]fine" in out
+    page = (tmp_path / "runs" / "latest" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
+    for text in ("every stage passed", "why &lt;not&gt;", "7 &lt;b&gt;tokens&lt;/b&gt;", "tokenmill run m"):
+        assert text in page
+    assert "http://" not in page
+    assert "https://" not in page, "the report is read offline"
+
+
+def test_a_stage_that_fails_ends_the_demo(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(stage: object) -> str:
+        raise demo.StageFailedError("no Paris")
+
+    monkeypatch.setattr(demo, "STAGES", [("Ask", "", fail), ("Later", "", lambda stage: "never")])
+    assert demo.main() == 1
+    page = (tmp_path / "runs" / "latest" / "report.html").read_text(encoding="utf-8")
+    assert "a stage failed" in page
+    assert "no Paris" in page
+    assert "Later" not in page
+
+
+def test_the_question_is_checked(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = demo.Stage("Ask", "")
+    answer = {"text": "Lyon", "prompt_tokens": 1, "prompt_s": 1.0, "completion_tokens": 1, "decode_s": 0, "load_s": 1.0}
+
+    def answered(self: object, *words: str) -> dict[str, object]:
+        stage.commands.append("tokenmill run")
+        return answer
+
+    monkeypatch.setattr(demo.Stage, "tokenmill", answered)
+    with pytest.raises(demo.StageFailedError, match="Lyon"):
+        demo.ask_it(stage)
+    answer["text"] = "It is Paris."
+    assert demo.ask_it(stage) == "Paris"
