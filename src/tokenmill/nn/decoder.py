@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokenmill.nn.attention import Attention
 from tokenmill.nn.config import DecoderConfig, LayerConfig, MoEConfig
 from tokenmill.nn.context import AttentionContext
+from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import Linear
 from tokenmill.nn.mlp import MLP
 from tokenmill.nn.moe import MoE
@@ -49,8 +50,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_position, config.hidden_size) if config.learned_positions else None
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.positions = Embedding(config.max_position, config.hidden_size) if config.learned_positions else None
         self.layers = nn.ModuleList(Block(config, layer, i) for i, layer in enumerate(config.layers))
         self.norm = Norm(config.hidden_size, config.norm)
         self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
