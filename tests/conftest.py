@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Tests run side by side, a process a core, so each gets one thread; two processes that bind two threads each would meet
+# on the first core. Set before torch is imported; commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tokenmill.store import Store
 

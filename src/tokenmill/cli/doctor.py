@@ -50,9 +50,9 @@ def software() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Processor, threads and memory."""
+    seen = probe_machine()  # before torch, which may bind this thread to one core
     import torch
 
-    seen = probe_machine()
     return {
         "system": seen.system,
         "cpu": seen.cpu,

@@ -25,7 +25,8 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine as seen by this process. Memory in bytes."""
+    """One machine as seen by this process. Memory in bytes. `cores` are those that this thread may run on: ask before
+    torch is imported, which may bind it (see ``threads``)."""
 
     system: str
     cpu: str
