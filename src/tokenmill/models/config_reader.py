@@ -14,7 +14,8 @@ from tokenmill.core.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 REQUIRED: Any = object()
 
-# Keys that say nothing about what inference computes: names, token ids, initialisation, dropout, auxiliary losses.
+# Keys that say nothing about what the forward pass computes: names, token ids, initialisation, dropout, auxiliary
+# losses, and the sampling that old files keep here instead of in generation_config.json.
 NEUTRAL = frozenset(
     """
     _name_or_path _attn_implementation architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id
@@ -26,8 +27,12 @@ NEUTRAL = frozenset(
     router_aux_loss_coef router_jitter_noise sep_token_id suppress_tokens task_specific_params tf_legacy_loss
     tokenizer_class torch_dtype torchscript transformers_version transformers.js_config unsloth_fixed use_bfloat16
     use_cache attention_dropout attn_pdrop embd_pdrop embedding_dropout resid_pdrop residual_dropout dropout
+    cross_attention_hidden_size diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    gradient_checkpointing length_penalty max_length min_length n_special no_repeat_ngram_size num_beam_groups num_beams
+    _num_labels num_return_sequences output_past output_scores predict_special_tokens repetition_penalty
+    return_dict_in_generate temperature top_k top_p typical_p
     hidden_dropout summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    """.split()  # noqa: SIM905 - easier to read and to add to than sixty quoted strings
+    """.split()  # noqa: SIM905 - easier to read and to add to than ninety quoted strings
 )
 
 
@@ -51,9 +56,9 @@ class ConfigReader:
         """A count from 1 to ``most``; null counts as absent."""
         return self._number(key, default, int, 1, most)
 
-    def number(self, key: str, default: Any = REQUIRED) -> float:
-        """A finite number; null counts as absent."""
-        return float(self._number(key, default, (int, float), -1e30, 1e30))
+    def number(self, key: str, default: Any = REQUIRED, *, least: float = -1e30, most: float = 1e30) -> float:
+        """A number from ``least`` to ``most``; null counts as absent."""
+        return float(self._number(key, default, (int, float), least, most))
 
     def optional(self, key: str, default: float | None = None) -> float | None:
         """A finite number, or None where the configuration says null or nothing (and no default is given)."""
@@ -82,6 +87,20 @@ class ConfigReader:
             known = " or ".join(map(repr, allowed))
             self.problem(f"{key!r} = {self.config[key]!r} is not supported; only {known} is")
 
+    def sequence(self, key: str) -> list[Any] | None:
+        """A list, or None where the configuration says null or nothing."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, list):
+            self.problem(f"{key!r} must be a list, not {value!r}")
+            return None
+        return value
+
+    def part(self, settings: Mapping[str, Any]) -> ConfigReader:
+        """A reader of an object inside this one; what is wrong in it is told with the rest."""
+        inner = ConfigReader(settings, self.source, self.neutral)
+        inner._problems = self._problems
+        return inner
+
     def problem(self, text: str) -> None:
         """Note what is wrong; :meth:`finish` raises with everything noted."""
         self._problems.append(text)
@@ -91,8 +110,8 @@ class ConfigReader:
         for key in sorted(set(self.config) - self._asked - self.neutral):
             near = did_you_mean(key, self._asked)
             self._problems.append(f"{key!r} = {str(self.config[key])[:80]} is not understood{near}; refusing to guess")
-        if self._problems:
-            raise ConfigError("\n  ".join([f"{self.source}: this configuration cannot be used:", *self._problems]))
+        if told := dict.fromkeys(self._problems):  # a key may have been asked for twice
+            raise ConfigError("\n  ".join([f"{self.source}: this configuration cannot be used:", *told]))
 
     def _number(self, key: str, default: Any, kind: Any, least: float, most: float) -> Any:
         value = self.get(key, default)

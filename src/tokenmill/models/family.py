@@ -85,7 +85,7 @@ def read_mlp(r: ConfigReader, *, activation: str = "silu", **special: Any) -> ML
 
 def read_layer_types(r: ConfigReader, num_layers: int, default: Callable[[int], bool]) -> list[bool]:
     """Which layers slide: ``layer_types`` where it is given, else ``default(layer)``."""
-    given = r.get("layer_types")
+    given = r.sequence("layer_types")
     if given is None:
         return [default(layer) for layer in range(num_layers)]
     known = {"sliding_attention": True, "full_attention": False}

@@ -28,7 +28,7 @@ from tokenmill.nn.config import AttentionConfig, DecoderConfig, MLPConfig, NormC
 def read_gemma_attention(r: ConfigReader, shape: Shape, **special: Any) -> AttentionConfig:
     bias = r.flag("attention_bias")
     r.only("use_bidirectional_attention", None, False)
-    scale = r.number("query_pre_attn_scalar", 256) ** -0.5
+    scale = r.number("query_pre_attn_scalar", 256, least=1e-6) ** -0.5
     return read_attention(r, shape, scale=scale, qkv_bias=bias, out_bias=bias, **special)
 
 
@@ -52,6 +52,7 @@ def gemma_decoder(
 
 def read(r: ConfigReader) -> DecoderConfig:
     shape, window = read_shape(r), read_window(r, 4096)
+    r.only("sliding_window_size", window)  # the 9B says it twice
     softcap = r.optional("attn_logit_softcapping", 50.0)
     attention = read_gemma_attention(r, shape, rope=read_rope(r, shape.head_dim), softcap=softcap)
     slides = read_layer_types(r, shape.num_layers, lambda layer: layer % 2 == 0)

@@ -10,7 +10,7 @@ from tokenmill.models import gemma2
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import Family, read_layer_types, read_shape
 from tokenmill.models.mistral import read_window
-from tokenmill.models.rope_config import read_rope
+from tokenmill.models.rope_config import LEAST_THETA, read_rope
 from tokenmill.nn.config import DecoderConfig, RopeConfig
 
 
@@ -23,7 +23,9 @@ def read(r: ConfigReader) -> DecoderConfig:
         nearby = read_rope(r, shape.head_dim, layer_type="sliding_attention")
         r.get("rope_local_base_freq")
     else:  # the scaling of older files concerns the full layers only
-        nearby = RopeConfig(everywhere.dim, r.number("rope_local_base_freq", 1e4), None, everywhere.max_position)
+        nearby = RopeConfig(
+            everywhere.dim, r.number("rope_local_base_freq", 1e4, least=LEAST_THETA), None, everywhere.max_position
+        )
     attention = gemma2.read_gemma_attention(r, shape, rope=everywhere, softcap=softcap, qk_norm=True)
     period = r.integer("sliding_window_pattern", r.get("_sliding_window_pattern", 6))
     slides = read_layer_types(r, shape.num_layers, lambda layer: (layer + 1) % period != 0)

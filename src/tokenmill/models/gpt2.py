@@ -15,11 +15,10 @@ def read(r: ConfigReader) -> DecoderConfig:
     hidden, heads = r.integer("n_embd"), r.integer("n_head")
     if hidden % heads:
         r.problem(f"n_embd {hidden} is no multiple of n_head {heads}")
-    shape = Shape(hidden, r.integer("n_layer", most=MAX_LAYERS), heads, heads, hidden // heads)
+    shape = Shape(hidden, r.integer("n_layer", most=MAX_LAYERS), heads, heads, max(1, hidden // heads))
     scale = shape.head_dim**-0.5 if r.flag("scale_attn_weights", True) else 1.0
     attention = read_attention(r, shape, scale=scale, qkv_bias=True, out_bias=True)
     by_depth = r.flag("scale_attn_by_inverse_layer_idx")
-    r.only("add_cross_attention", False)
     mlp = MLPConfig(
         r.integer("n_inner", 4 * hidden), read_activation(r, "activation_function", "gelu_new"), gated=False, bias=True
     )

@@ -35,7 +35,7 @@ def read(r: ConfigReader) -> DecoderConfig:
         read_mlp(r, bias=r.flag("mlp_bias")),
         embedding_scale=r.number("embedding_multiplier", 1.0),
         residual_scale=r.number("residual_multiplier", 1.0),
-        logit_scale=1.0 / r.number("logits_scaling", 1.0),
+        logit_scale=1.0 / r.number("logits_scaling", 1.0, least=1e-6),
     )
 
 

@@ -77,7 +77,8 @@ def read_config(config: Mapping[str, Any], source: str) -> tuple[Family, Decoder
         near = did_you_mean(kind, FAMILIES)
         raise ConfigError(f"{source}: model type {kind!r} is not supported{near}; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(config, source)
-    reader.only("is_encoder_decoder", False)
+    for other_architecture in ("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"):
+        reader.only(other_architecture, False)
     decoder_config = FAMILIES[kind].read(reader)
     reader.finish()
     return FAMILIES[kind], decoder_config

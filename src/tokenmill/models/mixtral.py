@@ -26,7 +26,8 @@ def read(r: ConfigReader) -> DecoderConfig:
     shape = read_shape(r)
     rope = read_rope(r, shape.head_dim, theta=1e6)
     attention = read_attention(r, shape, rope=rope, window=read_window(r))
-    moe = MoEConfig(r.integer("num_local_experts", 8), r.integer("num_experts_per_tok", 2), read_mlp(r))
+    num_experts = r.integer("num_local_experts", 8)
+    moe = MoEConfig(num_experts, r.integer("num_experts_per_tok", 2, most=num_experts), read_mlp(r))
     return decoder(r, shape, attention, moe)
 
 

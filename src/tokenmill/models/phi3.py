@@ -24,6 +24,9 @@ def read(r: ConfigReader) -> DecoderConfig:
     shape = read_shape(r)
     r.only("attention_bias", False)
     r.only("mlp_bias", False)
+    r.only("lm_head_bias", False)
+    r.only("full_attn_mod", 1)  # Phi-4-mini names these two; other values are not known to exist
+    r.only("interpolate_factor", 1)
     attention = read_attention(r, shape, rope=read_rope(r, shape.head_dim), window=read_window(r))
     return decoder(r, shape, attention, read_mlp(r))
 

@@ -25,7 +25,7 @@ def sliding_layers(r: ConfigReader, shape: Shape, attention: AttentionConfig) ->
     """Qwen's rule: with ``use_sliding_window`` the layers from ``max_window_layers`` on slide."""
     window = read_window(r, 4096) if r.flag("use_sliding_window") else None
     r.get("sliding_window")  # present and meaningless without use_sliding_window
-    first = r.get("max_window_layers", 28)
+    first = int(r.number("max_window_layers", 28))  # may be 0, which no count is
     slides = read_layer_types(r, shape.num_layers, lambda layer: window is not None and layer >= first)
     if any(slides) and window is None:
         r.problem("'layer_types' asks for sliding layers, but there is no 'sliding_window' (see 'use_sliding_window')")
@@ -34,6 +34,7 @@ def sliding_layers(r: ConfigReader, shape: Shape, attention: AttentionConfig) ->
 
 def read(r: ConfigReader) -> DecoderConfig:
     shape = read_shape(r)
+    r.only("use_mrope", False)
     attention = read_attention(r, shape, rope=read_rope(r, shape.head_dim), qkv_bias=True)
     return decoder(r, shape, sliding_layers(r, shape, attention), read_mlp(r))
 

@@ -17,8 +17,10 @@ def read(r: ConfigReader) -> DecoderConfig:
     shape, dense = read_shape(r), read_mlp(r)
     expert = MLPConfig(r.integer("moe_intermediate_size"), dense.activation)
     num_experts = r.integer("num_experts", r.get("num_local_experts", 128))
-    moe = MoEConfig(num_experts, r.integer("num_experts_per_tok", 8), expert, r.flag("norm_topk_prob"))
-    step, only_dense = r.integer("decoder_sparse_step", 1), r.get("mlp_only_layers") or []
+    moe = MoEConfig(
+        num_experts, r.integer("num_experts_per_tok", 8, most=num_experts), expert, r.flag("norm_topk_prob")
+    )
+    step, only_dense = r.integer("decoder_sparse_step", 1), r.sequence("mlp_only_layers") or []
     mlps = [moe if layer not in only_dense and (layer + 1) % step == 0 else dense for layer in range(shape.num_layers)]
     window = read_window(r, 4096) if r.flag("use_sliding_window") else None
     r.get("sliding_window")
