@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tokenmill.adapt.lora import fold_lora
-from tokenmill.core.errors import UsageError
+from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.embed import embed
 from tokenmill.engine.generate import generate
 from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
@@ -62,6 +62,7 @@ class Piece:
     logprobs: tuple[Logprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
+    error: TokenmillError | None = None
 
 
 @dataclass
@@ -73,6 +74,8 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprobs] | None = None
     finish_reason: FinishReason | None = None
+    error: TokenmillError | None = None
+    """Why this answer broke off while others went on (``finish_reason`` is ``error``). A lone answer raises it."""
 
 
 @dataclass
@@ -112,8 +115,9 @@ class _Answer:
     def push(self, step: Step) -> Piece:
         params = self.request.params
         ends = step.token_id in self.request.stop_ids and step.finish_reason == "stop"
-        new = "" if ends and not params.include_stop_str_in_output else self.detokenizer.push(step.token_id)
-        text = self.matcher.push(new)
+        token_ids = () if step.token_id is None else (step.token_id,)
+        said = () if ends and not params.include_stop_str_in_output else token_ids
+        text = self.matcher.push("".join(map(self.detokenizer.push, said)))
         if self.matcher.matched is None and step.finish_reason is not None:
             text += self.matcher.push(self.detokenizer.flush())
             text += self.matcher.flush() if self.matcher.matched is None else ""
@@ -122,7 +126,7 @@ class _Answer:
             self.request.finish("stop")
             reason = "stop"
         logprobs = () if step.logprobs is None else (step.logprobs,)
-        return Piece(text, self.request.index, (step.token_id,), logprobs, reason)
+        return Piece(text, self.request.index, token_ids, logprobs, reason, error=self.request.error)
 
 
 class LLM:
@@ -246,14 +250,16 @@ class LLM:
             stats = [Stats(prompt_tokens=len(request.prompt)) for request in requests]
             started = time.perf_counter()
             for step in steps:
+                if step.request.error is not None and len(requests) == 1:
+                    raise step.request.error
                 index, now = step.request.index, time.perf_counter()
                 stats[index].prompt_s = stats[index].prompt_s or now - started
                 stats[index].decode_s = now - started - stats[index].prompt_s
-                stats[index].completion_tokens += 1
+                stats[index].completion_tokens = len(step.request.output)
                 piece = answers[index].push(step)
                 yield piece if piece.finish_reason is None else replace(piece, stats=stats[index])
             for request in requests:
-                if not request.output:  # max_tokens=0: nothing was generated, and that is an answer too
+                if request.params.max_tokens == 0:  # nothing was generated, and that is an answer too
                     yield Piece("", request.index, finish_reason=request.finish_reason, stats=stats[request.index])
 
         return pieces()
@@ -271,7 +277,8 @@ class LLM:
             if piece.logprobs:
                 choice.logprobs = [*(choice.logprobs or []), *piece.logprobs]
             if piece.stats is not None:
-                choice.finish_reason, stats[piece.index] = piece.finish_reason, piece.stats
+                choice.finish_reason, choice.error = piece.finish_reason, piece.error
+                stats[piece.index] = piece.stats
         return [Completion(choices[i * n : (i + 1) * n], len(ids), stats[i * n]) for i, ids in enumerate(prompts)]
 
 

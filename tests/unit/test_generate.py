@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,3 +174,69 @@ def test_all_problems_come_at_once_and_names_are_suggested() -> None:
         SamplingParams(temperature=-1, top_k=-1)
     with pytest.raises(UsageError, match="did you mean 'temperature'"):
         SamplingParams.from_mapping({"temprature": 1})
+
+
+class Broken:
+    """A guide that allows everything, and fails at the third token: the way a grammar runs into its limits."""
+
+    stopped = False
+
+    def __init__(self, allowed: np.ndarray | None = None, fails_at: int = 3) -> None:
+        self.allowed = np.ones(97, dtype=bool) if allowed is None else allowed
+        self.seen, self.fails_at = 0, fails_at
+
+    def mask(self) -> np.ndarray:
+        return self.allowed
+
+    def accept(self, token_id: int) -> None:
+        self.seen += 1
+        if self.seen == self.fails_at:
+            raise UsageError("the grammar cannot be followed any further")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("guide", "given"), [(Broken(), 2), (Broken(np.zeros(97, dtype=bool)), 0)], ids=["fails", "allows nothing"]
+)
+def test_a_fault_in_one_request_hurts_no_other(model: Decoder, guide: Broken, given: int, temperature: float) -> None:
+    alone = request([5, 1, 17], seed=3, temperature=temperature)
+    run(model, alone)
+    guide.seen = 0
+    bad = request([5, 1, 17], seed=3, temperature=temperature)
+    bad.guide = guide
+    good = request([5, 1, 17], seed=3, temperature=temperature)
+    steps = run(model, bad, good)
+    assert (len(bad.output), bad.finish_reason) == (given, "error")
+    assert isinstance(bad.error, UsageError)
+    assert (steps[0][-1].token_id, steps[0][-1].finish_reason) == (None, "error")
+    assert (good.output, good.finish_reason, good.error) == (alone.output, "length", None)
+
+
+def test_scores_that_are_no_numbers_end_their_request_only(model: Decoder) -> None:
+    broken, fine = request([5], seed=1), request([5], seed=1)
+    spoilt = torch.full((97,), float("nan"))
+    assert loop._step(broken, loop.Sampler(broken, torch.device("cpu")), spoilt, 128).finish_reason == "error"
+    assert "not finite" in str(broken.error)
+    run(model, fine)
+    assert len(fine.output) == 12
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300])
+def test_a_temperature_too_small_to_divide_by_is_greedy(model: Decoder, temperature: float) -> None:
+    greedy, cold = request([5, 1, 17], temperature=0.0), request([5, 1, 17], temperature=temperature, seed=5)
+    run(model, greedy, cold)
+    assert cold.output == greedy.output
+
+
+def test_a_request_that_its_reader_ends_gets_no_further_token(model: Decoder) -> None:
+    a, b = request([5, 1, 17]), request([5, 1, 17])
+    for step in generate(model, [a, b]):
+        if step.request is a and len(a.output) == 2:
+            b.finish("abort")
+    assert (len(a.output), len(b.output), b.finish_reason) == (12, 1, "abort")
+
+
+def test_a_context_beyond_the_models_is_refused(model: Decoder) -> None:
+    for length in (0, 129):
+        with pytest.raises(UsageError, match="1 to 128"):
+            generate(model, [request([5])], max_length=length)

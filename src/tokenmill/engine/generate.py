@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from tokenmill.core.errors import OutOfContextError, UsageError
+from tokenmill.core.errors import OutOfContextError, TokenmillError, UsageError
 from tokenmill.engine.request import FinishReason, Request, Step
 from tokenmill.engine.sampler import Sampler
 from tokenmill.nn.context import Cached, SequenceCache
@@ -21,9 +21,13 @@ PREFILL_CHUNK = 2048  # tokens of a prompt that go through the model at once: bo
 def generate(model: Decoder, requests: Sequence[Request], max_length: int | None = None) -> Iterator[Step]:
     """Run requests to their end, yielding every new token. Requests are checked before any work is done.
 
-    ``max_length``: context in tokens, prompt and answer together (default: what the model says it can do).
+    ``max_length``: context in tokens, prompt and answer together (default: what the model says it can do). A request
+    whose grammar or scores cannot go on ends with an ``error``; the others do not notice.
     """
-    limit = max_length or model.config.max_position
+    most = model.config.max_position
+    limit = most if max_length is None else max_length
+    if not 1 <= limit <= most:
+        raise UsageError(f"a context of {limit} tokens is not possible: this model takes 1 to {most}")
     for request in requests:
         _check(request, model, limit)
     return _run(model, requests, limit)
@@ -60,26 +64,37 @@ def _run(model: Decoder, requests: Sequence[Request], limit: int) -> Iterator[St
     caches = {id(r): SequenceCache(model.config.num_layers) for r in requests}
     logits: dict[int, torch.Tensor] = {}
     for request in requests:
-        for start in range(0, len(request.prompt), PREFILL_CHUNK):
-            chunk = request.prompt[start : start + PREFILL_CHUNK]
-            logits[id(request)] = _forward(model, [caches[id(request)]], [chunk])[0]
-    for request in requests:
         if request.params.max_tokens == 0:
             request.finish("length")
     running = [r for r in requests if r.finish_reason is None]
+    for request in running:
+        for start in range(0, len(request.prompt), PREFILL_CHUNK):
+            chunk = request.prompt[start : start + PREFILL_CHUNK]
+            logits[id(request)] = _forward(model, [caches[id(request)]], [chunk])[0]
     while running:
         for request in running:
-            token, logprobs = samplers[id(request)](logits[id(request)])
-            request.output.append(token)
-            if request.guide is not None:
-                request.guide.accept(token)
-            if (reason := _reason(request, token, limit)) is not None:
-                request.finish(reason)
-            yield Step(request, token, logprobs, request.finish_reason)
+            if request.finish_reason is None:  # else its reader has ended it since
+                yield _step(request, samplers[id(request)], logits[id(request)], limit)
         running = [r for r in running if r.finish_reason is None]
         if running:
             rows = _forward(model, [caches[id(r)] for r in running], [r.output[-1:] for r in running])
             logits = {id(r): row for r, row in zip(running, rows, strict=True)}
+
+
+def _step(request: Request, sampler: Sampler, logits_V: torch.Tensor, limit: int) -> Step:
+    """Draw the next token of one request. What goes wrong is its own affair, and kept there."""
+    try:
+        token, logprobs = sampler(logits_V)
+        if request.guide is not None:
+            request.guide.accept(token)
+    except TokenmillError as error:
+        request.error = error
+        request.finish("error")
+        return Step(request, None, None, request.finish_reason)
+    request.output.append(token)
+    if (reason := _reason(request, token, limit)) is not None:
+        request.finish(reason)
+    return Step(request, token, logprobs, request.finish_reason)
 
 
 def _reason(request: Request, token: int, limit: int) -> FinishReason | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Guide(Protocol):
@@ -53,6 +54,8 @@ class Request:
     """Place among the requests of one call."""
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: TokenmillError | None = None
+    """Why this sequence, and no other of the batch, could not go on; ``finish_reason`` is then ``error``."""
 
     def finish(self, reason: FinishReason) -> None:
         """End this sequence before the next step. The first reason stays."""
@@ -67,9 +70,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One new token of one request. ``finish_reason`` is set on the last."""
+    """One new token of one request. ``finish_reason`` is set on the last; an ``error`` comes without a token."""
 
     request: Request
-    token_id: int
+    token_id: int | None
     logprobs: Logprobs | None
     finish_reason: FinishReason | None

@@ -6,9 +6,12 @@ in the batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.request import Logprobs, Request
 from tokenmill.ops.sampling import apply_bias, apply_penalties, sample
 
@@ -25,7 +28,10 @@ class Sampler:
             self.generator.manual_seed(request.seed % 2**63)
 
     def __call__(self, logits_V: Tensor) -> tuple[int, Logprobs | None]:
-        """``logits_V``: the model's scores in any float dtype. Returns the token and, if asked, log-probabilities."""
+        """``logits_V``: the model's scores in any float dtype. Returns the token and, if asked, log-probabilities.
+
+        Raises TokenmillError where no token is left to draw, or the scores are not numbers.
+        """
         request, params = self.request, self.request.params
         logits_V = logits_V.float()
         raw_V = logits_V
@@ -46,6 +52,8 @@ class Sampler:
         if request.guide is not None:
             allowed_V = torch.from_numpy(request.guide.mask()).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, float("-inf"))
+        if not math.isfinite(float(logits_V.max())):
+            raise _nothing_left(raw_V)
         token = sample(
             logits_V,
             temperature=params.temperature,
@@ -56,6 +64,12 @@ class Sampler:
             generator=self.generator,
         )
         return token, _logprobs(raw_V, token, params.logprobs)
+
+
+def _nothing_left(raw_V: Tensor) -> TokenmillError:
+    if not math.isfinite(float(raw_V.max())):
+        return TokenmillError("the model's scores are not finite numbers; a dtype of float32 or bfloat16 may help")
+    return UsageError("no token may come next: the grammar, logit_bias and min_tokens exclude each other")
 
 
 def _ids(ids: frozenset[int], like_V: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Order, as transformers and vLLM have it: logit bias, penalties, (mask of a grammar,) temperature, top-k, top-p, min-p,
 typical-p, draw. Temperature 0 is the argmax of what the bias, the penalties and the mask left, exactly: no draw and no
-division by a small number.
+division by a small number. Below 1e-5 it is the same, as in vLLM: such a division leaves float32's range.
 
 Sources: Keskar et al. 2019 (repetition penalty), OpenAI's API reference (presence and frequency penalty), Fan et al.
 2018 (top-k), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p), Meister et al. 2023 (typical-p).
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from tokenmill.ops.registry import Op
+
+
+GREEDY_BELOW = 1e-5  # of the temperature
 
 
 def apply_bias(logits_V: Tensor, bias: Mapping[int, float]) -> Tensor:
@@ -76,7 +79,7 @@ def sample(
     generator: torch.Generator | None = None,
 ) -> int:
     """Draw one token id from float32 logits; ``generator`` makes it repeatable. Tokens at -inf are never drawn."""
-    if temperature == 0.0:
+    if temperature < GREEDY_BELOW:
         return int(logits_V.argmax())
     values_C, ids_C = candidates(
         logits_V, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p
