@@ -12,6 +12,7 @@ import torch
 import tiny
 from tokenmill.core.errors import ConfigError
 from tokenmill.formats import GGUFFile, Typed, write_gguf
+from tokenmill.formats.hf_folder import write_hf_folder
 from tokenmill.models import load_model
 from tokenmill.models.gguf import ARCHITECTURES
 from tokenmill.models.weights import file_tensors
@@ -196,3 +197,59 @@ def test_llama3_bands_are_recognised(tmp_path: Path) -> None:
     _, path = write(CONFIGS["llama-banded"], tmp_path)
     assert GGUFFile(path).infos()["rope_freqs.weight"].shape == (6,)
     assert load_model(path).config["rope_parameters"]["rope_type"] == "llama3"
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"rope.scaling.type": "longrope"}, "rope_factors_long"),
+        ({"rope.scaling.type": "mrope"}, "mrope"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": -2.0}, "factor"),
+        ({"rope.scaling.type": "linear", "rope.scaling.attn_factor": 1.2}, "attn_factor"),
+        ({"expert_used_count": 2}, "expert_used_count"),
+        ({"attention.causal": False}, "causal"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(keys: dict[str, Any], word: str, tmp_path: Path) -> None:
+    _, path = write(CONFIGS["llama-tied"], tmp_path, **{f"llama.{key}": value for key, value in keys.items()})
+    with pytest.raises(ConfigError, match=word):
+        load_model(path)
+
+
+def test_a_scaling_factor_counts_unless_the_type_is_none(tmp_path: Path) -> None:
+    """llama.cpp: a factor alone is linear, 0 says nothing, and type none means none whatever the factor."""
+    for number, (keys, kind) in enumerate(
+        [
+            ({"rope.scaling.factor": 4.0}, "linear"),
+            ({"rope.scale_linear": 4.0}, "linear"),
+            ({"rope.scaling.factor": 0.0}, "default"),
+            ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, "default"),
+        ]
+    ):
+        named = {f"llama.{key}": value for key, value in keys.items()}
+        _, path = write(CONFIGS["llama-tied"], tmp_path / str(number), **named)
+        assert load_model(path).config["rope_parameters"]["rope_type"] == kind
+
+
+def test_yarn_keeps_llama_cpps_attention_factor(tmp_path: Path) -> None:
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 32}
+    _, path = write(CONFIGS["llama-tied"], tmp_path, **{f"llama.rope.scaling.{k}": v for k, v in keys.items()})
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    source = tiny.write({**CONFIGS["llama-tied"], "rope_scaling": scaling}, tmp_path / "yarn")
+    for got, expected in zip(logits(path), logits(source), strict=True):
+        assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_norms_keep_their_digits_in_bfloat16(tmp_path: Path) -> None:
+    """GGUF has Gemma's norms as one plus the weight, in float32; bfloat16 near one would round the weight away."""
+    source, path = write(CONFIGS["gemma2"], tmp_path)
+    tensors = {name: tensor * 0.01 if "norm" in name else tensor for name, tensor in tiny.weights(CONFIGS["gemma2"])}
+    write_hf_folder(source, CONFIGS["gemma2"], tensors.items())
+    small = load_model(source, dtype="float32")
+    named = [(name, tensor, "F32") for name, tensor in file_tensors(small.decoder, small.family.gguf_weights)]
+    write_gguf(path, metadata(CONFIGS["gemma2"]), named)
+    expected = load_model(source, dtype="bfloat16").decoder.norm.weight
+    got = load_model(path, dtype="bfloat16")
+    torch.testing.assert_close(got.decoder.norm.weight, expected, rtol=2**-8, atol=0)
+    back = dict(file_tensors(got.decoder, got.family.gguf_weights))["output_norm.weight"]
+    torch.testing.assert_close(back, 1.0 + expected.float(), rtol=1e-6, atol=0)

@@ -97,10 +97,11 @@ def _rope(file: GGUFFile, r: ConfigReader, head_dim: int) -> dict[str, Any]:
         parameters["partial_rotary_factor"] = rotated / head_dim
     context = r.integer("context_length", 2048)
     original = r.integer("rope.scaling.original_context_length", context)
-    kind = r.get("rope.scaling.type", "none")
-    factor = r.number("rope.scaling.factor", r.number("rope.scale_linear", 1.0))
+    kind = r.get("rope.scaling.type", "linear")  # as in llama.cpp: a factor without a type is linear
+    factor = r.number("rope.scaling.factor", r.number("rope.scale_linear", 1.0), least=0) or 1.0  # 0 says nothing
     attn_factor = r.number("rope.scaling.attn_factor", 1.0)
-    if kind == "linear" or (kind == "none" and factor != 1.0):
+    has_tables = "rope_factors_long.weight" in file.infos()
+    if kind == "linear" and factor != 1.0:
         parameters |= {"rope_type": "linear", "factor": factor}
     elif kind == "yarn":
         # llama.cpp multiplies its own 0.1 ln(s) + 1 with attn_factor; the Hugging Face key means the product
@@ -110,11 +111,15 @@ def _rope(file: GGUFFile, r: ConfigReader, head_dim: int) -> dict[str, Any]:
         for ours in ("beta_fast", "beta_slow"):
             if (value := r.get(f"rope.scaling.yarn_{ours}")) is not None:
                 parameters[ours] = value
-    elif kind not in ("none", "longrope"):
+    elif kind == "longrope" and not has_tables:
+        r.problem("rope.scaling.type is 'longrope', but there are no tensors rope_factors_long and rope_factors_short")
+    elif kind not in ("none", "linear", "longrope"):
         r.problem(f"rope.scaling.type {kind!r} is not supported")
+    if attn_factor != 1.0 and kind != "yarn" and not has_tables:
+        r.problem(f"rope.scaling.attn_factor = {attn_factor} is not supported for rope.scaling.type {kind!r}")
     if "rope_freqs.weight" in file.infos():
         parameters |= _banded(file, rotated, parameters["rope_theta"], context)
-    if "rope_factors_long.weight" in file.infos():
+    if has_tables:
         long, short = (file.load(f"rope_factors_{name}.weight", torch.float32).tolist() for name in ("long", "short"))
         parameters |= {"rope_type": "longrope", "short_factor": short, "long_factor": long}
         parameters |= {"original_max_position_embeddings": original, "factor": context / original}

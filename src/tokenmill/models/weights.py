@@ -91,7 +91,7 @@ def _from_file(tensor: Tensor, how: Row, head_dim: int) -> Tensor:
 
 def _to_file(tensor: Tensor, how: Row, head_dim: int) -> Tensor:
     if how.offset:
-        tensor = tensor + how.offset
+        tensor = tensor.float() + how.offset  # in float32, see load_weights
     if how.interleaved:
         tensor = _rotary_pairs(tensor, head_dim, to_neighbours=True)
     return tensor.t().contiguous() if how.transposed and tensor.ndim == 2 else tensor
@@ -144,7 +144,9 @@ def load_weights(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stacks: dict[str, Tensor] = {}
     for slot in slots:
-        tensor = _from_file(file.load(slot.theirs, dtype).to(device), slot.row, _head_dim(model))
+        # A difference from one is taken in float32: near one, bfloat16 has no digits for it
+        read_as = torch.float32 if slot.row.offset else dtype
+        tensor = _from_file(file.load(slot.theirs, read_as).to(device), slot.row, _head_dim(model)).to(dtype)
         parts = tensor.split([shapes[name][-2 if slot.expert is not None else 0] for name in slot.ours])
         for name, part in zip(slot.ours, parts, strict=True):
             if slot.expert is None:
