@@ -89,13 +89,30 @@ def test_gguf_adapter_on_a_gguf_style_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("peft_type", "IA3")]
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("peft_type", "IA3"),
+        ("init_lora_weights", "pissa"),
+        ("an_option_of_tomorrow", {"on": True}),
+    ],
 )
 def test_what_is_not_plain_lora_is_refused(key: str, value: Any, tmp_path: Path) -> None:
     base, _ = make("llama", tmp_path)
     config_file = tmp_path / "adapter" / "adapter_config.json"
     config_file.write_text(json.dumps({**json.loads(config_file.read_text()), key: value}))
     with pytest.raises(ConfigError, match=key):
+        fold_lora(load_model(base, dtype="float32"), tmp_path / "adapter")
+
+
+def test_a_rank_that_is_not_the_tensors_is_refused(tmp_path: Path) -> None:
+    """The scale is alpha / r: with another r every weight would be wrong, and nothing would show it."""
+    base, _ = make("llama", tmp_path)
+    config_file = tmp_path / "adapter" / "adapter_config.json"
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "r": 8}))
+    with pytest.raises(FormatError, match="has rank 4, its configuration says 8"):
         fold_lora(load_model(base, dtype="float32"), tmp_path / "adapter")
 
 
@@ -107,3 +124,13 @@ def test_an_adapter_of_another_model_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="qkv_proj"):
         fold_lora(model, tmp_path / "phi3" / "adapter")
     assert torch.equal(our_logits(model), before)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (0, 48), (2, 4, 48)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "adapter.gguf"
+    tensors = [(f"blk.0.attn_q.weight.lora_{side}", torch.zeros(shape), "F32") for side in "ab"]
+    write_gguf(path, {"general.architecture": "llama", "adapter.type": "lora", "adapter.lora.alpha": 1.0}, tensors)
+    model = load_model(tiny.write(tiny.FAMILIES["llama"], tmp_path / "base"), dtype="float32")
+    with pytest.raises(FormatError):
+        fold_lora(model, path)

@@ -20,10 +20,8 @@ from torch import Tensor
 from tokenmill.core.errors import ConfigError, FormatError
 from tokenmill.formats import GGUFFile, TensorFile, open_tensors
 from tokenmill.models import Model
-from tokenmill.models.weights import add_to_weights
+from tokenmill.models.weights import Product, add_to_weights
 
-Pairs = dict[str, tuple[Tensor, Tensor, float]]
-"""Module name to A [r, in], B [out, r] and the scale of their product."""
 PREFIX = "base_model.model."
 # Keys of adapter_config.json that decide what is computed, and the values with which nothing special is
 PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -37,7 +35,18 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "alora_invocation_tokens": (None, []),
     "fan_in_fan_out": (False, True, None),  # PEFT's note that the base is GPT-2; our table knows it already
+    # The others (pissa, olora, corda, loftq …) change the base's weights too, and this is what is left of them
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
+NEUTRAL = frozenset(
+    """
+    peft_type r lora_alpha use_rslora rank_pattern alpha_pattern auto_mapping base_model_name_or_path corda_config
+    ensure_weight_tying eva_config exclude_modules inference_mode layers_pattern layers_to_transform loftq_config
+    lora_dropout megatron_config megatron_core peft_version qalora_group_size revision runtime_config target_modules
+    task_type
+    """.split()  # noqa: SIM905
+)
+"""Keys that are read elsewhere, or concern training and which modules have an adapter (their tensors say it)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,11 @@ class LoraConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
+    def rank_of(self, module: str) -> int:
+        return int(_pattern(self.rank_pattern, module, self.rank))
+
     def scale(self, module: str) -> float:
-        rank = _pattern(self.rank_pattern, module, self.rank)
+        rank = self.rank_of(module)
         alpha = _pattern(self.alpha_pattern, module, self.alpha)
         return float(alpha / rank**0.5 if self.rank_stabilised else alpha / rank)
 
@@ -73,7 +85,9 @@ def read_lora_config(folder: Path) -> LoraConfig:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise ConfigError(f"{path}: peft_type {kind!r} is not supported; only LORA is")
-    odd = [f"{key} = {config[key]!r}" for key, plain in PLAIN.items() if key in config and config[key] not in plain]
+    off: tuple[Any, ...] = (None, False, [], {})  # what a later PEFT writes for an option of its own that is not used
+    unusual = {key: value for key, value in config.items() if key not in NEUTRAL and value not in PLAIN.get(key, off)}
+    odd = [f"{key} = {str(value)[:80]}" for key, value in unusual.items()]
     if odd:
         raise ConfigError(f"{path}: not supported: {', '.join(odd)}")
     rank, alpha = config.get("r"), config.get("lora_alpha")
@@ -99,38 +113,42 @@ def fold_lora(model: Model, adapter: Path) -> int:
         pairs, table = _peft_pairs(adapter), model.family.weights
     else:
         pairs, table = _gguf_pairs(adapter), model.family.gguf_weights
-    deltas = {}
-    for module, (a, b, scale) in pairs.items():
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise FormatError(adapter, module, f"A {list(a.shape)} and B {list(b.shape)} do not multiply")
-        deltas[module] = scale * (b @ a)
-    add_to_weights(model.decoder, table, deltas, adapter)
-    return len(deltas)
+    for module, pair in pairs.items():
+        if pair.a.shape[0] != pair.b.shape[1]:
+            shapes = f"A {list(pair.a.shape)} and B {list(pair.b.shape)}"
+            raise FormatError(adapter, module, f"{shapes} do not multiply")
+    add_to_weights(model.decoder, table, pairs, adapter)
+    return len(pairs)
 
 
-def _peft_pairs(folder: Path) -> Pairs:
+def _peft_pairs(folder: Path) -> dict[str, Product]:
     config, file = read_lora_config(folder), open_tensors(folder / "adapter_model.safetensors")
     named = rf"{re.escape(PREFIX)}(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight"
     found = _sides(file, named, "lora_A and lora_B")
-    return {module: (a, b, config.scale(module)) for module, (a, b) in found.items()}
+    for module, (a, _) in found.items():
+        if a.shape[0] != config.rank_of(module):
+            raise FormatError(folder, module, f"has rank {a.shape[0]}, its configuration says {config.rank_of(module)}")
+    return {module: Product(a, b, config.scale(module)) for module, (a, b) in found.items()}
 
 
-def _gguf_pairs(path: Path) -> Pairs:
+def _gguf_pairs(path: Path) -> dict[str, Product]:
     file = open_tensors(path)
     if not isinstance(file, GGUFFile) or file.metadata.get("adapter.type") != "lora":
         raise FormatError(path, "", "is not a LoRA adapter: give a PEFT folder or a GGUF file made for adapters")
     alpha = float(file.metadata.get("adapter.lora.alpha", 0.0))
     found = _sides(file, r"(?P<module>.+)\.weight\.lora_(?P<side>[ab])", "lora_a and lora_b")
     # An alpha of zero means no scaling (llama.cpp, llama_adapter_lora_weight::get_scale)
-    return {module: (a, b, alpha / a.shape[0] if alpha else 1.0) for module, (a, b) in found.items()}
+    return {module: Product(a, b, alpha / a.shape[0] if alpha else 1.0) for module, (a, b) in found.items()}
 
 
 def _sides(file: TensorFile, pattern: str, names: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Both matrices of every module, float32; a tensor that is neither is refused."""
     sides: dict[str, dict[str, Tensor]] = {}
-    for name in file.infos():
+    for name, info in file.infos().items():
         if (found := re.fullmatch(pattern, name)) is None:
             raise FormatError(file.path, name, "is not part of a LoRA adapter")
+        if len(info.shape) != 2 or 0 in info.shape:
+            raise FormatError(file.path, name, f"has shape {list(info.shape)}, and should be a matrix")
         sides.setdefault(found["module"], {})[found["side"].upper()] = file.load(name, torch.float32)
     if odd := [module for module, both in sides.items() if len(both) != 2]:
         raise FormatError(file.path, odd[0], f"has only one of {names}")

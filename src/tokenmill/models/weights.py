@@ -174,27 +174,38 @@ def file_tensors(model: Decoder, table: Table) -> Iterator[tuple[str, Tensor]]:
         yield slot.theirs, _to_file(tensor, slot.row, _head_dim(model))
 
 
-def add_to_weights(model: Decoder, table: Table, deltas: Mapping[str, Tensor], source: Path) -> None:
-    """Add float32 matrices [out, in] to weights of modules named as in the file; all are checked before one is added.
+@dataclass(frozen=True)
+class Product:
+    """``scale * B A``, a change of a matrix [out, in]: multiplied out only when it is added, for it is large."""
+
+    a: Tensor
+    """[r, in]"""
+    b: Tensor
+    """[out, r]"""
+    scale: float
+
+
+def add_to_weights(model: Decoder, table: Table, changes: Mapping[str, Product], source: Path) -> None:
+    """Add to weights of modules named as in the file; all are checked before one is touched.
 
     Fused modules take their rows one after the other. GPT-2's transposition does not concern a product B A.
     """
     parameters = dict(model.named_parameters())
     slots = {slot.theirs.removesuffix(".weight"): slot for slot in _slots(model, table) if slot.expert is None}
+    sizes = {module: [parameters[name].shape for name in slot.ours] for module, slot in slots.items()}
     problems: list[str] = []
-    changes: dict[str, Tensor] = {}
-    for module, delta in deltas.items():
-        slot = slots.get(module)
-        sizes = [parameters[name].shape for name in slot.ours] if slot is not None else []
-        if slot is None or any(len(size) != 2 for size in sizes):
+    for module, change in changes.items():
+        wanted = sizes.get(module, [torch.Size()])
+        got = (change.b.shape[0], change.a.shape[1])
+        if any(len(size) != 2 for size in wanted):
             problems.append(f"{module}: this model has no such matrix{did_you_mean(module, slots)}")
-        elif tuple(delta.shape) != (sum(size[0] for size in sizes), sizes[0][1]):
-            problems.append(f"{module}: is {[sum(size[0] for size in sizes), sizes[0][1]]}, not {list(delta.shape)}")
-        else:
-            rows = _from_file(delta, replace(slot.row, transposed=False), _head_dim(model))
-            changes |= dict(zip(slot.ours, rows.split([size[0] for size in sizes]), strict=True))
+        elif got != (sum(size[0] for size in wanted), wanted[0][1]):
+            problems.append(f"{module}: is {[sum(size[0] for size in wanted), wanted[0][1]]}, not {list(got)}")
     if problems:
         raise FormatError(source, "tensors", "do not fit the model:\n  " + "\n  ".join(problems[:20]))
-    for name, change in changes.items():
-        weight = parameters[name]
-        _assign(model, name, (weight.float() + change.to(weight.device)).to(weight.dtype))
+    for module, change in changes.items():
+        slot = slots[module]
+        delta = change.scale * (change.b.to(model.device) @ change.a.to(model.device))
+        rows = _from_file(delta, replace(slot.row, transposed=False), _head_dim(model))
+        for name, part in zip(slot.ours, rows.split([size[0] for size in sizes[module]]), strict=True):
+            _assign(model, name, (parameters[name].float() + part).to(parameters[name].dtype))
