@@ -19,6 +19,9 @@ from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Decoder
 
 
+LOGIT_ROWS = 256  # positions whose scores over the vocabulary are held at once: bounds the memory of a long window
+
+
 @dataclass(frozen=True)
 class PerplexityResult:
     ppl: float
@@ -56,8 +59,10 @@ def perplexity(
             ids[0] = bos_token_id
         tokens_T = torch.tensor(ids, device=model.device)
         hidden_TC = model.hidden(tokens_T, Packed([ctx], model.device))
-        logits_SV = model.logits(hidden_TC[first : ctx - 1]).float()  # S: the scored positions
-        losses.append(F.cross_entropy(logits_SV, tokens_T[first + 1 :], reduction="none").double().cpu())
+        scored = zip(hidden_TC[first : ctx - 1].split(LOGIT_ROWS), tokens_T[first + 1 :].split(LOGIT_ROWS), strict=True)
+        for hidden_SC, next_S in scored:  # S: some of the scored positions
+            logits_SV = model.logits(hidden_SC).float()
+            losses.append(F.cross_entropy(logits_SV, next_S, reduction="none").double().cpu())
         if progress is not None:
             progress(window + 1, windows)
     nats = torch.cat(losses)
