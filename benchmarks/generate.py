@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tokenmill.core.threads import bind_threads
+
 MODEL = "smollm2:135m"
 MESSAGES = [{"role": "user", "content": "Write a long story about a lighthouse keeper and the sea."}]
 
@@ -82,6 +84,7 @@ def theirs(llm: Any, dtype: str, folder: Path) -> Callable[[int], int]:
 
 
 def main() -> None:
+    bind_threads()  # before torch is imported; it speeds transformers up as well
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=64, help="length of the long answer")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="both compute in it")

@@ -10,6 +10,7 @@ import torch
 from tokenmill.core.errors import UsageError
 from tokenmill.nn.config import alibi_slopes
 from tokenmill.ops.attention import attention
+from tokenmill.ops.linear import linear
 from tokenmill.ops.norm import layer_norm, rms_norm
 from tokenmill.ops.registry import use_backend
 
@@ -69,6 +70,17 @@ def test_norms_equal_references(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         layer_norm(x, weight, bias, 1e-5), layer_norm.reference(x, weight, bias, 1e-5), **tolerance
     )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_row_products_equal_the_reference(bias: bool) -> None:
+    x, weight = random(1, 96, dtype=torch.bfloat16), random(40, 96, dtype=torch.bfloat16, seed=1)
+    b = random(40, dtype=torch.bfloat16, seed=2) if bias else None
+    with use_backend(linear="gemv"):
+        got = linear(x, weight, b)
+    torch.testing.assert_close(got, linear.reference(x, weight, b), rtol=2e-2, atol=6e-2)
+    with use_backend(linear="gemv"), pytest.raises(UsageError, match="more than one row"):
+        linear(x.expand(2, -1), weight, b)
 
 
 def test_alibi_slopes_are_those_of_the_paper() -> None:

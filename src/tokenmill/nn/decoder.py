@@ -7,7 +7,6 @@ Axes: T tokens · C hidden size · V vocabulary.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenmill.nn.attention import Attention
@@ -19,6 +18,7 @@ from tokenmill.nn.mlp import MLP
 from tokenmill.nn.moe import MoE
 from tokenmill.nn.norm import Norm
 from tokenmill.nn.rope import Rotary
+from tokenmill.ops.linear import linear
 
 
 class Block(nn.Module):
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TC: Tensor) -> Tensor:
         """Scores over the vocabulary, [T, V] in the weights' dtype. Pass only the rows that are needed."""
-        logits_TV = F.linear(hidden_TC, self.embed.weight) if self.head is None else self.head(hidden_TC)
+        logits_TV = linear(hidden_TC, self.embed.weight) if self.head is None else self.head(hidden_TC)
         if self.config.logit_scale != 1.0:
             logits_TV = logits_TV * self.config.logit_scale
         if self.config.logit_softcap is not None:
