@@ -18,7 +18,6 @@ from tokenmill.core.errors import UsageError
 from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Decoder
 
-
 LOGIT_ROWS = 256  # positions whose scores over the vocabulary are held at once: bounds the memory of a long window
 
 
