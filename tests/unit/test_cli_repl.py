@@ -395,10 +395,25 @@ class TestChat:
         ]
         assert "70.00 tokens/s" in said
 
-    def test_a_model_without_a_template_gets_plain_text(self) -> None:
+    def test_a_model_without_a_template_gets_plain_text(self, capsys: pytest.CaptureFixture[str]) -> None:
         llm = FakeLLM(tokenizer=FakeTokenizer(chat_template=None))
-        self.talk(llm, "Once upon")
-        assert llm.asked == ["Once upon"]
+        self.talk(llm, "Once upon", "a time")
+        assert llm.asked == ["Once upon", "a time"]
+        assert capsys.readouterr().err.count("no chat template") == 1
+        self.talk(llm, "/set system S", "Once")
+        assert len(llm.asked) == 2, "a system message it cannot be given is not dropped in silence"
+
+    def test_ctrl_c_while_a_model_loads_keeps_the_chat(self) -> None:
+        session, llm = Session(model="fake"), FakeLLM()
+
+        def open_model(wanted: Session) -> Any:
+            if wanted.model != "fake":
+                raise KeyboardInterrupt
+            return llm
+
+        out: list[str] = []
+        Chat(session, open_model, Keyboard("/load other", "Hi"), out.append, lambda: 80).run()
+        assert (session.model, len(llm.asked)) == ("fake", 1)
 
     def test_escape_sequences_of_a_model_do_not_reach_the_terminal(self) -> None:
         _, out = self.talk(FakeLLM(pieces=["\x1b]0;owned\x07", "hi"]), "Hi")

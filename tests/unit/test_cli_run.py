@@ -16,6 +16,7 @@ from tokenmill.cli.app import main
 from tokenmill.cli.repl.host import StoreHost
 from tokenmill.cli.repl.session import Session
 from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.store import ModelFiles
 
 
@@ -119,10 +120,26 @@ def test_a_pipe_gets_the_text_as_it_is(fake: FakeLLM, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "a\x1b[0m\rb\n"
 
 
-def test_a_full_context_is_told(fake: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_context_is_told_and_a_limit_is_not(fake: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
     fake.finish_reason = "length"
     assert main(["run", "m", "x"]) == 0
     assert "context is full" in capsys.readouterr().err
+    assert main(["run", "m", "x", "--max-tokens", "3"]) == 0
+    fake.default_params = SamplingParams(max_tokens=3)  # the Modelfile's
+    assert main(["run", "m", "x"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_whole_words_and_no_control_characters(
+    fake: FakeLLM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "10")
+    fake.pieces = ["one two th", "ree\x1b[2J", " four"]
+    assert main(["run", "m", "x"]) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == ["one two", "three[2J", "four"]
+    assert main(["run", "m", "x", "--nowordwrap"]) == 0
+    assert capsys.readouterr().out == "one two three[2J four\n"
 
 
 def test_a_model_without_a_template_continues_the_text(fake: FakeLLM) -> None:
@@ -136,6 +153,8 @@ def test_a_system_message_needs_a_template(fake: FakeLLM, capsys: pytest.Capture
     fake.tokenizer = FakeTokenizer(None)
     assert main(["run", "m", "Once", "--system", "S"]) == 2
     assert "template" in capsys.readouterr().err
+    fake.files = ModelFiles(name="m", path=Path("m"), messages=[{"role": "user", "content": "Aye?"}])
+    assert main(["run", "m", "Once"]) == 2
     assert fake.asked == []
 
 

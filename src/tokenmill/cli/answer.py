@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenmill import LLM, SamplingParams
 
 INTERRUPTED = "interrupted"
+CONTEXT_FULL = "(the answer ends here because the context is full)"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def speaks_chat(llm: LLM) -> bool:
     return bool(llm.files.template or llm.tokenizer.chat_template)
 
 
+def context_is_full(answer: Answer, params: SamplingParams) -> bool:
+    """Whether the answer ends because the context does, and not because of a limit that somebody set."""
+    return answer.finish_reason == "length" and params.max_tokens is None
+
+
 def ask(
     llm: LLM,
     prompt: str | Sequence[dict[str, str]],
@@ -71,9 +77,8 @@ def ask(
     reason, stats = INTERRUPTED, None
     # format= constrains the decoding and costs a grammar; it is passed only where it was asked for
     extra: dict[str, Any] = {} if format is None else {"format": format}
-    pieces = llm.stream(prompt, params, **extra)
     try:
-        for piece in pieces:
+        for piece in llm.stream(prompt, params, **extra):
             said.append(piece.text)
             write(piece.text)
             if piece.finish_reason is not None:

@@ -8,6 +8,7 @@ message on stderr; ``--debug``, before or after the verb, shows the traceback to
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     setup_logging("DEBUG" if debug else None)
     bind_threads()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "…" gets a "?", not an error
+            stream.reconfigure(errors="replace")
     try:
         status = _run(words)
         sys.stdout.flush()

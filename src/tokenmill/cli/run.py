@@ -9,19 +9,22 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.answer import Answer, ask, speaks_chat
+from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, speaks_chat
 from tokenmill.cli.output import Json, PullProgress, clean, emit, note, verb
 from tokenmill.cli.repl.parameters import sampling_changes
-from tokenmill.cli.repl.session import Message, Session
+from tokenmill.cli.repl.session import Session
+from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print durations and rates to stderr.")] = False,
     adapter: Annotated[str | None, typer.Option(metavar="PATH", help="A PEFT or GGUF adapter to put on it.")] = None,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Context in tokens; by default the model's own.")] = None,
-    nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not wrap words in the chat.")] = False,
+    nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not wrap words on a terminal.")] = False,
     as_json: Json = False,
 ) -> None:
     """Chat with a model, or answer one prompt. Standard input is the prompt, or follows the prompt given."""
@@ -154,37 +157,39 @@ def _one_shot(session: Session, text: str, as_json: bool) -> None:
     begin = time.perf_counter()
     llm = open_model(session)
     session.adopt(llm.files)
+    session.messages.append({"role": "user", "content": text})
     load_s = time.perf_counter() - begin
     params = replace(llm.default_params, **sampling_changes(session.options))
-    prompt: str | list[Message] = text
-    if speaks_chat(llm):
-        prompt = session.prompt([*session.messages, {"role": "user", "content": text}])
-    elif session.system:
-        raise UsageError(f"{session.model} has no chat template, so it cannot be given a system message")
-    write = _quiet if as_json else _writer()
+    prompt = session.prompt() if speaks_chat(llm) else session.plain_prompt(llm.files)
+    write, flush = (_quiet, _quiet) if as_json else _writer(session.wordwrap)
     answer = ask(llm, prompt, params, write, format=session.format, load_s=load_s)
-    _finish(session, answer, as_json)
-
-
-def _finish(session: Session, answer: Answer, as_json: bool) -> None:
-    if not as_json and not answer.text.endswith("\n"):
-        print()
+    flush("" if answer.text.endswith("\n") else "\n")
     emit(answer.document(session.model), as_json, "")
-    if answer.finish_reason == "length" and "num_predict" not in session.options:
-        note("(the answer ends here because the context is full)")
+    if context_is_full(answer, params):
+        note(CONTEXT_FULL)
     if session.verbose:
         note(answer.figures())
 
 
-def _writer() -> Any:
-    """Writes pieces as they come: to a pipe the model's text as it is, to a terminal without control characters."""
-    to_terminal = sys.stdout.isatty()
+def _writer(wordwrap: bool) -> tuple[Callable[[str], object], Callable[[str], object]]:
+    """How pieces are written and how the text is ended: a pipe gets the model's text as it is, as it comes; a terminal
+    gets it without control characters and with words kept whole."""
 
     def write(text: str) -> None:
-        sys.stdout.write(clean(text) if to_terminal else text)
+        sys.stdout.write(text)
         sys.stdout.flush()
 
-    return write
+    if not sys.stdout.isatty():
+        return write, write
+    if not wordwrap:
+        return lambda text: write(clean(text)), write
+    wrap = WordWrap(write, lambda: shutil.get_terminal_size().columns)
+
+    def end(text: str) -> None:
+        wrap.flush()
+        write(text)
+
+    return lambda text: wrap.push(clean(text)), end
 
 
 def _quiet(text: str) -> None:

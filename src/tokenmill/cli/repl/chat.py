@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tokenmill.cli.answer import INTERRUPTED, Answer, ask, speaks_chat
+from tokenmill.cli.answer import CONTEXT_FULL, INTERRUPTED, Answer, ask, context_is_full, speaks_chat
 from tokenmill.cli.output import clean, note
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import StoreHost
@@ -23,7 +23,7 @@ from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import TokenmillError
 
 if TYPE_CHECKING:
-    from tokenmill import LLM
+    from tokenmill import LLM, SamplingParams
 
 PROMPT, CONTINUED = ">>> ", "... "
 
@@ -61,7 +61,9 @@ class Chat:
                 self._take(line)
             except Quit:
                 return
-            except TokenmillError as error:
+            except KeyboardInterrupt:  # while a model was loading
+                note("")
+            except (TokenmillError, OSError) as error:
                 note(f"Error: {error}")
 
     def _take(self, line: str) -> None:
@@ -80,7 +82,7 @@ class Chat:
         session = self.session
         session.messages.append({"role": "user", "content": text})
         try:
-            answer = self._stream()
+            answer, params = self._stream()
         except BaseException:
             session.messages.pop()
             raise
@@ -88,19 +90,22 @@ class Chat:
             session.messages.append({"role": "assistant", "content": answer.text})
         else:
             session.messages.pop()
-        if answer.finish_reason == "length" and "num_predict" not in session.options:
-            note("(the answer ends here because the context is full)")
+        if context_is_full(answer, params):
+            note(CONTEXT_FULL)
         if session.verbose:
             note(answer.figures())
 
-    def _stream(self) -> Answer:
+    def _stream(self) -> tuple[Answer, SamplingParams]:
         llm, session = self._host.llm, self.session
         params = replace(llm.default_params, **sampling_changes(session.options))
         prompt = self._prompt(llm)
         wrap = WordWrap(self._out, self._width)
         write = wrap.push if session.wordwrap else self._out
         try:
-            return ask(llm, prompt, params, lambda text: write(clean(text)), format=session.format, interruptible=True)
+            answer = ask(
+                llm, prompt, params, lambda text: write(clean(text)), format=session.format, interruptible=True
+            )
+            return answer, params
         finally:
             wrap.flush()
             self._out("\n\n")
@@ -108,7 +113,9 @@ class Chat:
     def _prompt(self, llm: LLM) -> str | list[Message]:
         """The conversation as far as it fits; a model without a chat template gets the last message as plain text."""
         if not speaks_chat(llm):
-            return self.session.messages[-1]["content"]
+            if len(self.session.messages) == 1:
+                note("(this model has no chat template: it continues each message as plain text, and sees no other)")
+            return self.session.plain_prompt(llm.files)
         prompt, dropped = self.session.fit(lambda messages: len(llm.prompt_ids(messages)), llm.ctx_size)
         if dropped:
             note(

@@ -24,6 +24,7 @@ def line_reader(session: Session, history_file: Path) -> Callable[[str], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import FormattedText
     from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.output import create_output
 
     history_file.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(history_file, os.O_CREAT | os.O_APPEND, 0o600))
@@ -33,7 +34,11 @@ def line_reader(session: Session, history_file: Path) -> Callable[[str], str]:
             if session.history:
                 super().store_string(string)
 
-    prompts: PromptSession[str] = PromptSession(history=PrivateHistory(history_file), key_bindings=_keys())
+    prompts: PromptSession[str] = PromptSession(
+        history=PrivateHistory(history_file),
+        key_bindings=_keys(),
+        output=create_output(always_prefer_tty=True),  # `run m > file` keeps the prompts out of the file
+    )
 
     def read(prompt: str) -> str:
         hint = FormattedText([("class:placeholder ansibrightblack", HINT)]) if prompt.startswith(">") else None

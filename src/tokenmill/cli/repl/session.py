@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenmill.core.errors import OutOfContextError
+from tokenmill.core.errors import OutOfContextError, UsageError
 
 if TYPE_CHECKING:
     from tokenmill.store import ModelFiles
@@ -54,6 +54,15 @@ class Session:
         # an empty system message is sent too: it is the person's, and takes the place of the model's own
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*opening, *(self.messages if messages is None else messages)]
+
+    def plain_prompt(self, files: ModelFiles) -> str:
+        """What a model without a chat template is asked: the newest message as it stands.
+
+        UsageError for a system message or a Modelfile's turns: it cannot be given them.
+        """
+        if self.system or files.messages:
+            raise UsageError(f"{self.model} has no chat template, so it takes no system message and no MESSAGE turns")
+        return self.messages[-1]["content"]
 
     def fit(self, count: Callable[[list[Message]], int], ctx_size: int) -> tuple[list[Message], int]:
         """The prompt that leaves room for an answer, and how many of the oldest messages it leaves out.
