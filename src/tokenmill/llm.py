@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -23,10 +24,10 @@ from tokenmill.engine.embed import embed
 from tokenmill.engine.generate import generate
 from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
 from tokenmill.engine.sampling_params import SamplingParams
-from tokenmill.models import load_model, load_tokenizer
+from tokenmill.formats import TensorFile, open_tensors
+from tokenmill.models.load import config_of, model_from_file, read_config, tokenizer_from_file
 from tokenmill.store import ModelFiles, Store
 from tokenmill.text.detokenizer import StreamingDetokenizer
-from tokenmill.text.go_template import looks_like_go, render_chat
 from tokenmill.text.stop import StopMatcher
 from tokenmill.text.tokenizer import Tokenizer
 
@@ -151,17 +152,21 @@ class LLM:
         started = time.perf_counter()
         self.files: ModelFiles = (store or Store()).resolve(str(model), pull=True, progress=progress)
         self.name = self.files.name
-        loaded = load_model(self.files.path, device=device, dtype=dtype)
+        file = open_tensors(self.files.path)
+        self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"), file)
+        with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
+            tokenizer = pool.submit(tokenizer_from_file, file)
+            loaded = model_from_file(file, device=device, dtype=dtype)
         for path in [*self.files.adapters, *([Path(adapter)] if adapter is not None else [])]:
             fold_lora(loaded, path)
         self.model = loaded.decoder
-        self.tokenizer = load_tokenizer(self.files.path)
-        self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"))
+        self.tokenizer: Tokenizer = tokenizer.result()
         self.default_params = default_params(self.files.parameters, loaded.generation_config)
         self.load_s = time.perf_counter() - started
 
-    def _context(self, wanted: int | None) -> int:
-        most = self.model.config.max_position
+    def _context(self, wanted: int | None, file: TensorFile) -> int:
+        """Checked before the weights are loaded: a mistake should not cost the person that time."""
+        most = read_config(config_of(file)[0], str(file.path))[1].max_position
         if wanted is not None and not 1 <= wanted <= most:
             raise UsageError(f"a context of {wanted} tokens is not possible: {self.name} takes 1 to {most}")
         return wanted or most
@@ -217,8 +222,11 @@ class LLM:
         if self.files.system and not any(message.get("role") == "system" for message in prompt):
             prompt = [{"role": "system", "content": self.files.system}, *prompt]
         template = self.files.template
-        if template is not None and looks_like_go(template):
-            return self.tokenizer.encode(render_chat(template, prompt, tools=tools))
+        if template is not None:
+            from tokenmill.text.go_template import looks_like_go, render_chat
+
+            if looks_like_go(template):
+                return self.tokenizer.encode(render_chat(template, prompt, tools=tools))
         return self.tokenizer.encode_chat(prompt, tools=tools, chat_template=template)
 
     def _requests(self, prompts: Sequence[list[int]], params: SamplingParams, format: Format) -> list[Request]:

@@ -99,9 +99,15 @@ def load_model(
 ) -> Model:
     """Load by store name, folder or file. ``dtype``: ``auto`` keeps the file's where the device is fast at it."""
     path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
-    file = open_tensors(path)
+    return model_from_file(open_tensors(path), device=device, dtype=dtype)
+
+
+def model_from_file(
+    file: TensorFile, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Model:
+    """What :func:`load_model` does, for a file that is already open."""
     config, generation_config = config_of(file)
-    family, decoder_config = read_config(config, str(path))
+    family, decoder_config = read_config(config, str(file.path))
     on = pick_device(device)
     table, ignored = _names(file, family)
     decoder = build(decoder_config)
@@ -149,12 +155,19 @@ def _stored_dtype(file: TensorFile) -> torch.dtype | None:
 def load_tokenizer(model: str | Path, *, store: Store | None = None) -> Tokenizer:
     """The tokenizer of a store name, folder or GGUF file."""
     path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
-    from tokenmill.text.gguf import tokenizer_from_gguf
+    if not path.is_dir():
+        return tokenizer_from_file(open_tensors(path))
     from tokenmill.text.load import tokenizer_from_folder
 
-    if path.is_dir():
-        return tokenizer_from_folder(path)
-    file = open_tensors(path)
+    return tokenizer_from_folder(path)
+
+
+def tokenizer_from_file(file: TensorFile) -> Tokenizer:
+    """What :func:`load_tokenizer` does, for a model file or folder that is already open."""
+    if isinstance(file, HFFolder):
+        return load_tokenizer(file.path)
     if not isinstance(file, GGUFFile):
-        raise FormatError(path, "", "a single safetensors file has no tokenizer; give its folder")
-    return tokenizer_from_gguf(file.metadata, path)
+        raise FormatError(file.path, "", "a single safetensors file has no tokenizer; give its folder")
+    from tokenmill.text.gguf import tokenizer_from_gguf
+
+    return tokenizer_from_gguf(file.metadata, file.path)
