@@ -215,7 +215,7 @@ def test_a_fault_in_one_request_hurts_no_other(model: Decoder, guide: Broken, gi
 def test_scores_that_are_no_numbers_end_their_request_only(model: Decoder) -> None:
     broken, fine = request([5], seed=1), request([5], seed=1)
     spoilt = torch.full((97,), float("nan"))
-    assert loop._step(broken, loop.Sampler(broken, torch.device("cpu")), spoilt, 128).finish_reason == "error"
+    assert loop.next_step(broken, loop.Sampler(broken, torch.device("cpu")), spoilt, 128).finish_reason == "error"
     assert "not finite" in str(broken.error)
     run(model, fine)
     assert len(fine.output) == 12

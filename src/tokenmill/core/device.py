@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.core.errors import UsageError, did_you_mean
 from tokenmill.core.log import get_logger, info_once
+from tokenmill.core.machine import cpu_flags, probe_machine
 
 if TYPE_CHECKING:
     import torch
@@ -16,18 +14,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16"}
 DTYPES["fp16"] = "float16"
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this CPU as Linux names them; empty where they cannot be read."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return frozenset()
-    for line in info.read_text(errors="replace").splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -45,14 +31,6 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
     return chosen
-
-
-def memory_bytes() -> int:
-    """This machine's memory; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def pick_dtype(
@@ -75,10 +53,19 @@ def pick_dtype(
     if device.type == "cuda":
         return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
     if stored is None:
-        small = 4 * parameters <= memory_bytes() / 4
+        small = 4 * parameters <= (probe_machine().memory_total or 0) / 4
         info_once(log, f"dequantising to {'float32' if small else 'bfloat16, for float32 takes too much memory'}")
         return torch.float32 if small else torch.bfloat16
     if stored != torch.float32 and not cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
         info_once(log, f"computing in float32: this CPU is slow at {stored}")
         return torch.float32
     return stored
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be claimed on this device; None where nobody says."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return probe_machine().memory_available

@@ -10,9 +10,8 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-
-from tokenmill.core.device import cpu_flags
 
 # What the CPU kernels can use, in the names of /proc/cpuinfo (x86, then ARM), from plain to special.
 # fmt: off
@@ -21,6 +20,18 @@ FEATURES = (
     "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )
 # fmt: on
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU as Linux names them; empty where they cannot be read."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    for line in info.read_text(errors="replace").splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
 
 
 @dataclass(frozen=True)

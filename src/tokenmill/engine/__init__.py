@@ -1,4 +1,5 @@
 """Generation. Sees token ids, never text.
 
-``generate`` is the plain loop with a cache a sequence: short, right, the twin that faster engines are tested against.
+``engine`` serves many requests with a paged cache: request, block pool and scheduler are plain Python, runner and
+sampler touch tensors. ``generate`` is the plain loop with a cache a sequence, the engine's slow twin in the tests.
 """

@@ -29,11 +29,11 @@ def generate(model: Decoder, requests: Sequence[Request], max_length: int | None
     if not 1 <= limit <= most:
         raise UsageError(f"a context of {limit} tokens is not possible: this model takes 1 to {most}")
     for request in requests:
-        _check(request, model, limit)
+        check_request(request, model, limit)
     return _run(model, requests, limit)
 
 
-def _check(request: Request, model: Decoder, limit: int) -> None:
+def check_request(request: Request, model: Decoder, limit: int) -> None:
     vocabulary = model.config.vocab_size
     if not request.prompt:
         raise UsageError("the prompt has no tokens; give at least one")
@@ -74,14 +74,14 @@ def _run(model: Decoder, requests: Sequence[Request], limit: int) -> Iterator[St
     while running:
         for request in running:
             if request.finish_reason is None:  # else its reader has ended it since
-                yield _step(request, samplers[id(request)], logits[id(request)], limit)
+                yield next_step(request, samplers[id(request)], logits[id(request)], limit)
         running = [r for r in running if r.finish_reason is None]
         if running:
             rows = _forward(model, [caches[id(r)] for r in running], [r.output[-1:] for r in running])
             logits = {id(r): row for r, row in zip(running, rows, strict=True)}
 
 
-def _step(request: Request, sampler: Sampler, logits_V: torch.Tensor, limit: int) -> Step:
+def next_step(request: Request, sampler: Sampler, logits_V: torch.Tensor, limit: int) -> Step:
     """Draw the next token of one request. What goes wrong is its own affair, and kept there."""
     try:
         token, logprobs = sampler(logits_V)

@@ -41,7 +41,7 @@ class Logprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One sequence. The engine appends to ``output``; whoever reads the text may end it with :meth:`finish`."""
 
@@ -52,6 +52,16 @@ class Request:
     guide: Guide | None = None
     index: int = 0
     """Place among the requests of one call."""
+    priority: int = 0
+    """Smaller numbers are served first."""
+    client: str = ""
+    """Who asks; among equals the one with the fewest running requests is next."""
+    deadline: float | None = None
+    """Time (of the engine's clock) after which the request ends with an error."""
+    cache_salt: str = ""
+    """Prefixes are shared only between requests with the same salt."""
+    cached_tokens: int = 0
+    """How many tokens of the prompt were found in the prefix cache."""
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: TokenmillError | None = None

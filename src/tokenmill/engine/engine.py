@@ -1,0 +1,165 @@
+"""The engine: a scheduler, a paged cache and a model, put together. Token ids in, token ids out.
+
+Contract: :meth:`Engine.add` may be called between any two steps; :meth:`Engine.step` runs one pass and returns the
+tokens it made; a request ends with its last Step, or silently when its reader called ``finish``. What goes wrong with
+one request ends that request. Whenever nothing is left to do, the blocks are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Many
+
+from torch import Tensor
+
+from tokenmill.core.device import free_memory
+from tokenmill.core.errors import TokenmillError
+from tokenmill.core.log import get_logger
+from tokenmill.engine.block_pool import BlockPool
+from tokenmill.engine.generate import check_request, next_step
+from tokenmill.engine.request import Request, Step
+from tokenmill.engine.runner import PagedCache, run
+from tokenmill.engine.sampler import Sampler
+from tokenmill.engine.scheduler import Scheduler, Work
+from tokenmill.nn.cost import kv_bytes_per_token
+from tokenmill.nn.decoder import Decoder
+
+log = get_logger(__name__)
+BLOCK_SIZE = 16
+CACHE_SHARE = 0.4  # of the memory that is free when the engine starts, at most, goes to the cache
+
+
+class PassError(TokenmillError):
+    """The model could not compute a request's next token; the message has the reason."""
+
+
+def cache_blocks(model: Decoder, tokens: int, block_size: int = BLOCK_SIZE) -> int:
+    """Blocks for ``tokens`` positions, or as many as a share of the free memory holds: shrunk, never refused."""
+    block_bytes = kv_bytes_per_token(model.config, model.dtype.itemsize) * block_size
+    wanted = -(-tokens // block_size)
+    free = free_memory(model.device)
+    fitting = wanted if free is None else max(1, int(free * CACHE_SHARE / block_bytes))
+    blocks = min(wanted, fitting)
+    shrunk = f", shrunk from {wanted * block_size} to fit the memory" if blocks < wanted else ""
+    log.info("KV cache: %d tokens, %.0f MB%s", blocks * block_size, blocks * block_bytes / 1e6, shrunk)
+    return blocks
+
+
+class Engine:
+    """Serves many requests with one model. Not thread-safe: one thread owns it."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        max_length: int | None = None,
+        num_blocks: int | None = None,
+        block_size: int = BLOCK_SIZE,
+        max_tokens_per_step: int = 2048,
+        max_running: int = 256,
+        max_waiting: int = 1024,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.model = model
+        wanted = max_length or model.config.max_position
+        blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size)
+        self.pool = BlockPool(blocks, block_size)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_tokens_per_step=max_tokens_per_step,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            prefix_caching=prefix_caching,
+        )
+        self.max_length = min(wanted, self.scheduler.capacity)
+        self.cache = PagedCache(model, blocks, block_size)
+        self._samplers: dict[Request, Sampler] = {}
+        self._unread: dict[Request, deque[Step]] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self.scheduler.running and not self.scheduler.waiting
+
+    def add(self, request: Request) -> None:
+        """Check and queue a request; raises what is wrong with it, or that the queue is full."""
+        check_request(request, self.model, self.max_length)
+        if request.params.max_tokens == 0:
+            request.finish("length")
+            return
+        self.scheduler.add(request)
+        self._samplers[request] = Sampler(request, self.model.device)
+
+    def step(self) -> list[Step]:
+        """One pass: schedule, compute, draw. Returns one Step for each request that got a token or an error."""
+        before = [s.request for s in (*self.scheduler.running, *self.scheduler.waiting)]
+        work = self.scheduler.schedule(time.monotonic())
+        late = [r for r in before if r.error is not None and r in self._samplers]
+        steps = [Step(r, None, None, "error") for r in late]
+        if work:
+            for piece, logits_V in self._compute(work):
+                request = piece.sequence.request
+                if isinstance(logits_V, TokenmillError):
+                    request.error = logits_V
+                    request.finish("error")
+                    steps.append(Step(request, None, None, "error"))
+                elif request.finish_reason is None:
+                    steps.append(next_step(request, self._samplers[request], logits_V, self.max_length))
+        for request in before:
+            if request.finish_reason is not None:
+                self._samplers.pop(request, None)
+        if not self._samplers:
+            self.scheduler.schedule(time.monotonic())  # drops what has just ended
+            self.check_idle()
+        return steps
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Step]:
+        """Add requests and yield their tokens until all have ended. Closing the iterator ends them.
+
+        Several runs may be open at once: whichever is read moves all of them on, and each gets its own tokens.
+        """
+        mine = list(requests)
+        for number, request in enumerate(mine):
+            try:
+                self.add(request)
+            except TokenmillError:
+                for added in mine[:number]:
+                    added.finish("abort")
+                raise
+            self._unread[request] = deque()
+        return self._drain(mine)
+
+    def _drain(self, mine: Many[Request]) -> Iterator[Step]:
+        try:
+            while True:
+                for request in mine:
+                    while self._unread[request]:
+                        yield self._unread[request].popleft()
+                if not any(request in self._samplers for request in mine):
+                    return
+                for step in self.step():
+                    if step.request in self._unread:
+                        self._unread[step.request].append(step)
+        finally:
+            for request in mine:
+                request.finish("abort")
+                del self._unread[request]
+
+    def _compute(self, work: list[Work]) -> list[tuple[Work, Tensor | TokenmillError]]:
+        """Logits of the pieces that reach their end. A pass that fails is repeated piece by piece: who is it?"""
+        try:
+            logits = list(run(self.model, self.cache, work))
+        except Exception as error:
+            if len(work) == 1:
+                return [(work[0], PassError(f"the model failed on this request: {error}"))]
+            log.warning("a pass of %d requests failed (%s); trying them one by one", len(work), error)
+            return [result for piece in work for result in self._compute([piece])]
+        self.scheduler.computed(work)
+        return list(zip([piece for piece in work if piece.last], logits, strict=True))
+
+    def check_idle(self) -> None:
+        """Nothing runs, so nothing may be in use."""
+        assert self.idle, "requests are left without a sampler"
+        assert self.pool.used == 0, f"{self.pool.used} blocks leaked"
+        self.pool.check()

@@ -1,0 +1,71 @@
+"""The paged KV cache and the pass over it: the only part of the engine that touches tensors.
+
+Axes: B blocks · P slots of a block · K key/value heads · D head size · T tokens of the pass · S keys of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenmill.engine.scheduler import Work
+from tokenmill.nn.context import How
+from tokenmill.nn.decoder import Decoder
+from tokenmill.ops.attention import attention
+
+
+class Paged:
+    """The attention context of one pass: new keys go to their slots, each sequence sees the blocks of its own table."""
+
+    def __init__(self, cache: PagedCache, work: Sequence[Work], device: torch.device) -> None:
+        self.cache = cache
+        self.q_lens = [piece.count for piece in work]
+        self.kv_lens = [piece.start + piece.count for piece in work]
+        size = cache.block_size
+        self.tables = [
+            torch.tensor(piece.sequence.blocks[: -(-end // size)], device=device)
+            for piece, end in zip(work, self.kv_lens, strict=True)
+        ]
+        positions = [torch.arange(piece.start, piece.start + piece.count, device=device) for piece in work]
+        self.positions_T = torch.cat(positions)
+        self.lengths_T = torch.cat([torch.full_like(p, end) for p, end in zip(positions, self.kv_lens, strict=True)])
+        self.slots_T = torch.cat(
+            [table[p // size] * size + p % size for table, p in zip(self.tables, positions, strict=True)]
+        )
+
+    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
+        keys_BPKD, values_BPKD = self.cache.layers[layer]
+        keys_BPKD.flatten(0, 1)[self.slots_T] = k_TKD
+        values_BPKD.flatten(0, 1)[self.slots_T] = v_TKD
+        outputs = []
+        for table, q_QHD, end in zip(self.tables, q_THD.split(self.q_lens), self.kv_lens, strict=True):
+            k_SKD = keys_BPKD[table].flatten(0, 1)[:end]
+            v_SKD = values_BPKD[table].flatten(0, 1)[:end]
+            outputs.append(attention(q_QHD, k_SKD, v_SKD, q_lens=[q_QHD.shape[0]], kv_lens=[end], **how))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+class PagedCache:
+    """Keys and values of all layers, [B, P, K, D] each. Memory is claimed when it is first written."""
+
+    def __init__(self, model: Decoder, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+
+        def tensor(heads: int, size: int) -> Tensor:
+            return torch.empty(num_blocks, block_size, heads, size, dtype=model.dtype, device=model.device)
+
+        parts = [layer.attention for layer in model.config.layers]
+        self.layers = [tuple(tensor(a.num_kv_heads, a.head_dim) for _ in range(2)) for a in parts]
+
+
+@torch.inference_mode()
+def run(model: Decoder, cache: PagedCache, work: Sequence[Work]) -> Tensor:
+    """One pass over the scheduled tokens; logits [n, V] of the pieces that reach their sequence's end, in order."""
+    tokens = [token for piece in work for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
+    row = torch.tensor(tokens, device=model.device)
+    hidden_TC = model.hidden(row, Paged(cache, work, model.device))
+    ends = torch.tensor([piece.count for piece in work], device=model.device).cumsum(0) - 1
+    wanted = torch.tensor([piece.last for piece in work], device=model.device)
+    return model.logits(hidden_TC[ends[wanted]])
