@@ -9,6 +9,7 @@ messages into token ids and back, ``engine`` generates.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ import torch
 from tokenmill.adapt.lora import fold_lora
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.embed import embed
-from tokenmill.engine.generate import generate
+from tokenmill.engine.engine import Engine
 from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.formats import TensorFile, open_tensors
@@ -48,6 +49,8 @@ class Stats:
     """Tokens and seconds of one prompt: ``prompt_s`` until its first new token, ``decode_s`` from there on."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """How many of them an earlier prompt had computed already."""
     completion_tokens: int = 0
     prompt_s: float = 0.0
     decode_s: float = 0.0
@@ -160,6 +163,8 @@ class LLM:
         for path in [*self.files.adapters, *([Path(adapter)] if adapter is not None else [])]:
             fold_lora(loaded, path)
         self.model = loaded.decoder
+        self.engine = Engine(self.model, max_length=self.ctx_size, max_waiting=sys.maxsize)
+        self.ctx_size = self.engine.max_length  # smaller where the memory does not hold more
         self.tokenizer: Tokenizer = tokenizer.result()
         self.default_params = default_params(self.files.parameters, loaded.generation_config)
         self.load_s = time.perf_counter() - started
@@ -251,7 +256,7 @@ class LLM:
 
     def _stream(self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format) -> Iterator[Piece]:
         requests = self._requests(prompts, params or self.default_params, format)
-        steps = generate(self.model, requests, self.ctx_size)  # checks now, so that a bad prompt fails here
+        steps = self.engine.run(requests)  # checks now, so that a bad prompt fails here
 
         def pieces() -> Iterator[Piece]:
             answers = [_Answer(self.tokenizer, request) for request in requests]
@@ -263,6 +268,7 @@ class LLM:
                 index, now = step.request.index, time.perf_counter()
                 stats[index].prompt_s = stats[index].prompt_s or now - started
                 stats[index].decode_s = now - started - stats[index].prompt_s
+                stats[index].cached_tokens = step.request.cached_tokens
                 stats[index].completion_tokens = len(step.request.output)
                 piece = answers[index].push(step)
                 yield piece if piece.finish_reason is None else replace(piece, stats=stats[index])

@@ -115,23 +115,21 @@ class Engine:
         return steps
 
     def run(self, requests: Iterable[Request]) -> Iterator[Step]:
-        """Add requests and yield their tokens until all have ended. Closing the iterator ends them.
+        """Check requests now; add them when the first token is asked for, and yield tokens until all have ended.
 
-        Several runs may be open at once: whichever is read moves all of them on, and each gets its own tokens.
+        Closing the iterator ends them. Several runs may be open at once: whichever is read moves all of them on, and
+        each gets its own tokens.
         """
         mine = list(requests)
-        for number, request in enumerate(mine):
-            try:
-                self.add(request)
-            except TokenmillError:
-                for added in mine[:number]:
-                    added.finish("abort")
-                raise
-            self._unread[request] = deque()
+        for request in mine:
+            check_request(request, self.model, self.max_length)
         return self._drain(mine)
 
     def _drain(self, mine: Many[Request]) -> Iterator[Step]:
         try:
+            for request in mine:
+                self._unread[request] = deque()
+                self.add(request)
             while True:
                 for request in mine:
                     while self._unread[request]:
@@ -144,7 +142,7 @@ class Engine:
         finally:
             for request in mine:
                 request.finish("abort")
-                del self._unread[request]
+                self._unread.pop(request, None)
 
     def _compute(self, work: list[Work]) -> list[tuple[Work, Tensor | TokenmillError]]:
         """Logits of the pieces that reach their end. A pass that fails is repeated piece by piece: who is it?"""
