@@ -133,3 +133,11 @@ def test_a_sequence_is_blind_to_its_neighbours(pair: tuple[str, Path, Any]) -> N
     alone = packed_logits(ours, [tiny.PROMPTS[0]])[0]
     together = packed_logits(ours, [tiny.PROMPTS[3], tiny.PROMPTS[0], tiny.PROMPTS[2]])[1]
     assert relative_error(together, alone) < 1e-5
+
+
+@pytest.mark.parametrize("length", [31, 32, 33])
+def test_longrope_changes_its_table_beyond_the_trained_length(length: int, tmp_path: Path) -> None:
+    folder = tiny.write(tiny.FAMILIES["phi3"], tmp_path)
+    prompt = list(range(20, 20 + length))
+    got = packed_logits(load_model(folder, dtype="float32").decoder, [prompt])[0]
+    assert relative_error(got, hf_logits(load_hf(folder), prompt)) < TOLERANCE

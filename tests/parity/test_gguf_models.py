@@ -43,6 +43,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": tiny.FAMILIES["gemma3"]
     | {"query_pre_attn_scalar": 16, "sliding_window_pattern": 6, "num_hidden_layers": 7, "rope_local_base_freq": 1e4},
     "phi3": tiny.FAMILIES["phi3"],
+    "phi3-partial": tiny.FAMILIES["phi3"]
+    | {
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.2],
+            "long_factor": [1.0, 2.0, 3.0],
+            "attention_factor": 1.5,
+        },
+    },
     "granite": tiny.FAMILIES["granite"],
     # 1024: transformers' own reading of GGUF keeps GPT-2's default number of positions
     "gpt2": tiny.FAMILIES["gpt2"] | {"scale_attn_by_inverse_layer_idx": False, "n_positions": 1024},
@@ -89,6 +99,8 @@ def metadata(config: dict[str, Any]) -> dict[str, Any]:
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": c["rope_scaling"]["factor"]}
     if kind == "phi3":
         keys |= {"rope.scaling.original_context_length": 32}
+        keys["rope.scaling.attn_factor"] = c["rope_scaling"].get("attention_factor")
+        keys["rope.dimension_count"] = int(12 * c.get("partial_rotary_factor", 1.0))
     named = {f"{arch}.{key}": value for key, value in keys.items() if value is not None}
     return {"general.architecture": arch, "general.name": "tiny", **named}
 
@@ -253,3 +265,17 @@ def test_norms_keep_their_digits_in_bfloat16(tmp_path: Path) -> None:
     torch.testing.assert_close(got.decoder.norm.weight, expected, rtol=2**-8, atol=0)
     back = dict(file_tensors(got.decoder, got.family.gguf_weights))["output_norm.weight"]
     torch.testing.assert_close(back, 1.0 + expected.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("name", "layers", "scalar"), [("gemma2", 46, 12), ("gemma2", 42, 16), ("gemma3", 62, 12)])
+def test_the_27b_scales_queries_by_its_share_of_the_hidden_size(
+    name: str, layers: int, scalar: int, tmp_path: Path
+) -> None:
+    """It is not in the file: llama.cpp knows the model by its number of layers. 48 features over 4 heads are 12."""
+    _, path = write(CONFIGS[name] | {"num_hidden_layers": layers}, tmp_path)
+    assert load_model(path).config["query_pre_attn_scalar"] == scalar
+
+
+def test_what_a_file_leaves_out_is_llama_cpps_default(tmp_path: Path) -> None:
+    _, path = write({k: v for k, v in CONFIGS["llama-tied"].items() if k != "rope_theta"}, tmp_path)
+    assert load_model(path).config["rope_parameters"]["rope_theta"] == 10000.0

@@ -240,3 +240,21 @@ def test_a_context_beyond_the_models_is_refused(model: Decoder) -> None:
     for length in (0, 129):
         with pytest.raises(UsageError, match="1 to 128"):
             generate(model, [request([5])], max_length=length)
+
+
+def test_penalties_reach_prompt_and_answer(model: Decoder) -> None:
+    """Forced towards one token, the answer must leave it as soon as a penalty has something to count."""
+    forced = {33: 50.0}
+    free = request([5, 33], temperature=0.0, logit_bias=forced)
+    presence, frequency = (
+        request([5, 33], temperature=0.0, logit_bias=forced, **{name: 100.0})
+        for name in ("presence_penalty", "frequency_penalty")
+    )
+    repetition = request([5, 33], temperature=0.0, logit_bias=forced, repetition_penalty=100.0)
+    far = request([33, 5, 5], temperature=0.0, logit_bias=forced, repetition_penalty=100.0, repeat_last_n=2)
+    run(model, free, presence, frequency, repetition, far)
+    assert set(free.output) == {33}
+    for penalised in (presence, frequency, far):  # the prompt's 33 does not count, or is too far back
+        assert penalised.output[0] == 33
+        assert penalised.output[1] != 33
+    assert 33 not in repetition.output

@@ -28,10 +28,10 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
 def test_answers_come_in_the_order_of_prompts_and_samples(llm: LLM) -> None:
-    params = SamplingParams(n=2, seed=5, max_tokens=6, logprobs=0, ignore_eos=True)
+    params = SamplingParams(n=3, seed=5, max_tokens=6, logprobs=0, ignore_eos=True)
     together = llm.generate(["w5 w1", "w9"], params)
     for prompt, completion in zip(["w5 w1", "w9"], together, strict=True):
-        for index in (0, 1):
+        for index in range(3):
             alone = llm.generate(prompt, SamplingParams(seed=5 + index, max_tokens=6, ignore_eos=True))
             assert completion.choices[index].token_ids == alone.token_ids
             assert completion.choices[index].text == alone.text
