@@ -142,6 +142,19 @@ def human_duration(seconds: float) -> str:
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on a terminal what is being waited for, and wipes it away; what is printed meanwhile goes over it."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"{clean(what)}…", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print(end="\x1b[K", file=sys.stderr, flush=True)
+
+
 class Meter:
     """How far work is: a bar for each `label` when stderr is a terminal, else a line a quarter to keep logs short."""
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, speaks_chat
-from tokenmill.cli.output import Json, PullProgress, clean, emit, note, verb
+from tokenmill.cli.output import Json, PullProgress, clean, emit, note, verb, waiting
 from tokenmill.cli.repl.parameters import sampling_changes
 from tokenmill.cli.repl.session import Session
 from tokenmill.cli.repl.wrap import WordWrap
@@ -145,9 +145,9 @@ def _import_ahead() -> None:
 def open_model(session: Session) -> LLM:
     """Load what the session names, pulling it when it is missing."""
     try:
-        from tokenmill import LLM
+        with waiting(f"loading {session.model}"), PullProgress() as progress:
+            from tokenmill import LLM
 
-        with PullProgress() as progress:
             return LLM(session.model, adapter=session.adapter, ctx_size=session.ctx_size, progress=progress)
     finally:
         gc.enable()
