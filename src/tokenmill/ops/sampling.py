@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tokenmill.ops.registry import Op
 
-
 GREEDY_BELOW = 1e-5  # of the temperature
 
 
