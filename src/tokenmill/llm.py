@@ -24,7 +24,7 @@ from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.embed import embed
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
-from tokenmill.engine.sampling_params import SamplingParams
+from tokenmill.engine.sampling_params import SamplingParams, from_ollama
 from tokenmill.formats import TensorFile, open_tensors
 from tokenmill.models.load import config_of, model_from_file, read_config, tokenizer_from_file
 from tokenmill.store import ModelFiles, Store
@@ -40,7 +40,6 @@ Format = str | Mapping[str, Any] | None
 
 # What Ollama samples with where neither the model nor the person says anything
 OLLAMA_DEFAULTS = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, repeat_last_n=64)
-OLLAMA_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 GENERATION_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
@@ -297,15 +296,7 @@ class LLM:
 
 
 def default_params(modelfile: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingParams:
-    """What a model samples with when the person does not say: its Modelfile, over its generation_config, over Ollama's.
-
-    Parameters of the Modelfile that concern loading (``num_ctx``) are read elsewhere.
-    """
+    """What a model samples with unless a person says: its Modelfile, over its generation_config, over Ollama's."""
     given = {key: generation_config[key] for key in GENERATION_KEYS if generation_config.get(key) is not None}
     base = SamplingParams.from_mapping(given) if given else OLLAMA_DEFAULTS
-    sampling = {OLLAMA_NAMES.get(key, key): value for key, value in modelfile.items() if key != "num_ctx"}
-    if sampling.get("max_tokens", 0) < 0:
-        sampling["max_tokens"] = None  # Ollama's -1: until the model ends, or the context
-    if sampling.get("seed", 0) < 0:
-        sampling["seed"] = None
-    return replace(base, **sampling)
+    return replace(base, **from_ollama(modelfile))

@@ -13,10 +13,11 @@ from tokenmill.cli.repl.chat import Chat
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import session_modelfile
 from tokenmill.cli.repl.lines import LineCollector
-from tokenmill.cli.repl.parameters import parse_parameter, sampling_changes
+from tokenmill.cli.repl.parameters import parse_parameter
 from tokenmill.cli.repl.session import Session
 from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import NotFoundError, OutOfContextError, UsageError
+from tokenmill.engine.sampling_params import from_ollama
 from tokenmill.store import ModelFiles
 from tokenmill.store.modelfile import parse_modelfile
 from tokenmill.store.parameters import HONOURED
@@ -157,14 +158,14 @@ def test_every_parameter_reaches_the_sampler() -> None:
     from tokenmill.engine.sampling_params import SamplingParams
 
     typed = {n: parse_parameter(n, ["1"]) for n in HONOURED}
-    changes = sampling_changes(typed)
+    changes = from_ollama(typed)
     assert len(changes) == len(HONOURED) - 1
     assert changes.keys() <= {field.name for field in fields(SamplingParams)}
     SamplingParams(**changes)
 
 
 def test_negative_means_none() -> None:
-    assert sampling_changes({"num_predict": -1, "seed": -1}) == {"max_tokens": None, "seed": None}
+    assert from_ollama({"num_predict": -1, "seed": -1}) == {"max_tokens": None, "seed": None}
 
 
 class TestLines:

@@ -22,10 +22,10 @@ import typer
 
 from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, speaks_chat
 from tokenmill.cli.output import Json, PullProgress, clean, emit, note, verb, waiting
-from tokenmill.cli.repl.parameters import sampling_changes
 from tokenmill.cli.repl.session import Session
 from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import UsageError
+from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:
     from tokenmill import LLM
@@ -159,7 +159,7 @@ def _one_shot(session: Session, text: str, as_json: bool) -> None:
     session.adopt(llm.files)
     session.messages.append({"role": "user", "content": text})
     load_s = time.perf_counter() - begin
-    params = replace(llm.default_params, **sampling_changes(session.options))
+    params = replace(llm.default_params, **from_ollama(session.options))
     prompt = session.prompt() if speaks_chat(llm) else session.plain_prompt(llm.files)
     write, flush = (_quiet, _quiet) if as_json else _writer(session.wordwrap)
     answer = ask(llm, prompt, params, write, format=session.format, load_s=load_s)

@@ -86,6 +86,24 @@ class SamplingParams:
         return cls(**{**values, **more})
 
 
+OLLAMA_NAMES = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
+
+
+def from_ollama(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by Ollama's names (Modelfile, ``/set parameter``, ``/api``) to fields of SamplingParams.
+
+    A negative ``num_predict`` means no limit, a negative ``seed`` a new one each time. ``num_ctx`` is left out: it
+    belongs to the loaded model.
+    """
+    changes: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in ("num_predict", "seed") and value < 0:
+            value = None
+        if name != "num_ctx":
+            changes[OLLAMA_NAMES.get(name, name)] = value
+    return changes
+
+
 def _real(least: float, most: float = math.inf) -> Any:
     return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and least <= v <= most and math.isfinite(v)
 

@@ -74,6 +74,8 @@ def read_config(config: Mapping[str, Any], source: str) -> tuple[Family, Decoder
     """A ``config.json`` to its family and our configuration; ConfigError lists everything that is not understood."""
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
+        if isinstance(config.get("text_config"), Mapping):
+            raise ConfigError(f"{source}: {kind!r} also takes images or sound; only text models are supported so far")
         near = did_you_mean(kind, FAMILIES)
         raise ConfigError(f"{source}: model type {kind!r} is not supported{near}; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(config, source)

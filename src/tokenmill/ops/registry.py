@@ -124,7 +124,7 @@ def _forced_by_environment(value: str) -> Mapping[str, str]:
 def use_backend(backend: str | None = None, /, **by_op: str) -> Iterator[None]:
     """Force backends inside the block: ``use_backend("reference")`` or ``use_backend(attention="sdpa")``."""
     choices = dict(by_op) if backend is None else {"*": backend, **by_op}
-    token = _forced.set(_checked(choices))
+    token = _forced.set({**(_forced.get() or {}), **_checked(choices)})
     try:
         yield
     finally:

@@ -217,7 +217,8 @@ class Store:
         )
 
     def _near(self, reference: Reference) -> str:
-        near = difflib.get_close_matches(reference.text, [n for n in self.known_names() if n != reference.text], n=3, cutoff=0.5)
+        others = [name for name in self.known_names() if name != reference.text]
+        near = difflib.get_close_matches(reference.text, others, n=3, cutoff=0.5)
         return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 

@@ -17,10 +17,10 @@ from tokenmill.cli.output import clean, note
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import StoreHost
 from tokenmill.cli.repl.lines import LineCollector
-from tokenmill.cli.repl.parameters import sampling_changes
 from tokenmill.cli.repl.session import Message, Session
 from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import TokenmillError
+from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:
     from tokenmill import LLM, SamplingParams
@@ -97,7 +97,7 @@ class Chat:
 
     def _stream(self) -> tuple[Answer, SamplingParams]:
         llm, session = self._host.llm, self.session
-        params = replace(llm.default_params, **sampling_changes(session.options))
+        params = replace(llm.default_params, **from_ollama(session.options))
         prompt = self._prompt(llm)
         wrap = WordWrap(self._out, self._width)
         write = wrap.push if session.wordwrap else self._out

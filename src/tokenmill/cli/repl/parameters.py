@@ -1,4 +1,4 @@
-"""``/set parameter``: the settings of a chat by Ollama's names, and what they are called in SamplingParams.
+"""``/set parameter``: the settings of a chat by Ollama's names.
 
 Names, types and ranges are those of a Modelfile's PARAMETERs, so that ``/save`` writes what ``/set`` took. What
 tokenmill does not use is refused with the reason, never taken and ignored.
@@ -7,14 +7,11 @@ tokenmill does not use is refused with the reason, never taken and ignored.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tokenmill.core.errors import UsageError
 from tokenmill.store.parameters import DROPPED, HONOURED, read_text
-
-# Ollama's name -> field of SamplingParams, where they differ. num_ctx belongs to the loaded model.
-FIELDS = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}
 
 
 def parse_parameter(name: str, words: Sequence[str]) -> Any:
@@ -31,17 +28,6 @@ def parse_parameter(name: str, words: Sequence[str]) -> Any:
             raise UsageError(problem)
         values.append(value)
     return values if name == "stop" else values[0]
-
-
-def sampling_changes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by Ollama's names -> fields of SamplingParams. Negative: no limit (num_predict), a new one (seed)."""
-    changes: dict[str, Any] = {}
-    for name, value in options.items():
-        if name in ("num_predict", "seed") and value < 0:
-            value = None
-        if name != "num_ctx":
-            changes[FIELDS.get(name, name)] = tuple(value) if name == "stop" else value
-    return changes
 
 
 def parameter_help() -> str:
