@@ -24,15 +24,14 @@ class Paged:
         self.q_lens = [piece.count for piece in work]
         self.kv_lens = [piece.start + piece.count for piece in work]
         size = cache.block_size
-        self.tables = [
-            torch.tensor(piece.sequence.blocks[: -(-end // size)], device=device)
-            for piece, end in zip(work, self.kv_lens, strict=True)
-        ]
+        blocks = [piece.sequence.blocks[: -(-end // size)] for piece, end in zip(work, self.kv_lens, strict=True)]
+        tables = [torch.tensor(table, device=device) for table in blocks]
+        self.rows = [_rows(table, tensor) for table, tensor in zip(blocks, tables, strict=True)]
         positions = [torch.arange(piece.start, piece.start + piece.count, device=device) for piece in work]
         self.positions_T = torch.cat(positions)
         self.lengths_T = torch.cat([torch.full_like(p, end) for p, end in zip(positions, self.kv_lens, strict=True)])
         self.slots_T = torch.cat(
-            [table[p // size] * size + p % size for table, p in zip(self.tables, positions, strict=True)]
+            [table[p // size] * size + p % size for table, p in zip(tables, positions, strict=True)]
         )
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
@@ -40,11 +39,17 @@ class Paged:
         keys_BPKD.flatten(0, 1)[self.slots_T] = k_TKD
         values_BPKD.flatten(0, 1)[self.slots_T] = v_TKD
         outputs = []
-        for table, q_QHD, end in zip(self.tables, q_THD.split(self.q_lens), self.kv_lens, strict=True):
-            k_SKD = keys_BPKD[table].flatten(0, 1)[:end]
-            v_SKD = values_BPKD[table].flatten(0, 1)[:end]
+        for rows, q_QHD, end in zip(self.rows, q_THD.split(self.q_lens), self.kv_lens, strict=True):
+            k_SKD = keys_BPKD[rows].flatten(0, 1)[:end]
+            v_SKD = values_BPKD[rows].flatten(0, 1)[:end]
             outputs.append(attention(q_QHD, k_SKD, v_SKD, q_lens=[q_QHD.shape[0]], kv_lens=[end], **how))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def _rows(blocks: list[int], table: Tensor) -> slice | Tensor:
+    """How to index a sequence's blocks: as a view where they follow each other, as a gathered copy elsewhere."""
+    first, count = blocks[0], len(blocks)
+    return slice(first, first + count) if blocks == list(range(first, first + count)) else table
 
 
 class PagedCache:
