@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 ToolFormat = Literal["hermes", "mistral", "llama3"]
 
-_MARKS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama3": "<|python_tag|>"}
+MARKS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama3": "<|python_tag|>"}
 _CLOSE = "</tool_call>"
 
 
@@ -86,7 +86,7 @@ class ToolCallParser:
     """
 
     def __init__(self, formats: Sequence[ToolFormat], tools: Iterable[Mapping[str, Any]]) -> None:
-        self._marks = [_MARKS[name] for name in formats]
+        self._marks = [MARKS[name] for name in formats]
         self._bare = "llama3" in formats
         self._names = {tool["function"]["name"] for tool in tools}
         self._text = ""
