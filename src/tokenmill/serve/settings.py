@@ -38,7 +38,6 @@ class ServerSettings:
     drain_s: float = 60.0
     """Seconds that running requests have when the server is told to stop."""
     ctx_size: int | None = None
-    adapter: str | None = None
     dtype: str | None = None
     device: str | None = None
 
