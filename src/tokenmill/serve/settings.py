@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from dataclasses import dataclass
 
-from tokenmill.core.errors import UsageError
+from tokenmill.core.errors import ConfigError, UsageError
+from tokenmill.core.paths import home
 
 DEFAULT_PORT = 11434
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,21 @@ def key_hash(key: str) -> str:
     if len(key) < 8:
         raise UsageError("an API key has at least 8 characters; `openssl rand -hex 24` makes a good one")
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def stored_key_hashes() -> frozenset[str]:
+    """The keys of this machine's server: a SHA-256 in hex a line of ``api-keys`` in tokenmill's folder, if it is there.
+
+    ``#`` begins a comment. ``printf %s KEY | sha256sum`` makes a line.
+    """
+    path = home() / "api-keys"
+    if not path.is_file():
+        return frozenset()
+    lines = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [words[0].lower() for words in lines if words]
+    if bad := [number for number, words in enumerate(lines, 1) if words and not _SHA256.fullmatch(words[0].lower())]:
+        raise ConfigError(f"{path}, line {bad[0]}: a key's SHA-256 in hex is expected, never the key itself")
+    return frozenset(found)
 
 
 def is_loopback(host: str) -> bool:
