@@ -32,6 +32,14 @@ class HTTPError(TokenmillError):
         super().__init__(message)
 
 
+class FieldError(UsageError):
+    """A field of a request is wrong or cannot be honoured; ``param`` names it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        self.param = param
+        super().__init__(f"{param}: {message}" if param else message)
+
+
 class UnavailableError(TokenmillError):
     """The server or the model is going away; another try, or another server, may do."""
 
@@ -64,16 +72,22 @@ def headers_of(error: Exception) -> dict[str, str]:
     return {"www-authenticate": "Bearer"} if status == 401 else {}
 
 
-def usage_error(error: RequestValidationError) -> UsageError:
+def usage_error(error: RequestValidationError) -> FieldError:
     """What pydantic found wrong with a request, all of it in one message that names the fields."""
-    return UsageError("; ".join(dict.fromkeys(map(_problem, error.errors()))) or "the request is not valid")
+    problems = list(dict.fromkeys(map(_problem, error.errors()))) or [("", "the request is not valid")]
+    (param, first), *rest = problems
+    more = [f"{where}: {message}" if where else message for where, message in rest]
+    return FieldError(param, "; ".join([first, *more]))
 
 
-def _problem(found: dict[str, Any]) -> str:
+def _problem(found: dict[str, Any]) -> tuple[str, str]:
+    """Where it is, and what."""
     where = [str(part) for part in found["loc"] if part != "body"]
     if found["type"] == "json_invalid":
-        return f"the body is not JSON: {found.get('ctx', {}).get('error', 'it breaks off')}"
+        return "", f"the body is not JSON: {found.get('ctx', {}).get('error', 'it breaks off')}"
+    if found["type"] == "refused":  # a protocol's own check, which names the field itself
+        return ".".join([*where, found["ctx"]["param"]]), found["ctx"]["why"]
     message = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
         message = "this field is not supported"
-    return f"{'.'.join(where)}: {message}" if where else message
+    return ".".join(where), message
