@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.llm import LLM
@@ -27,8 +27,14 @@ class Part:
     call: ToolCall | None = None
 
 
+class Reader(Protocol):
+    """What answers are read with."""
+
+    def push(self, text: str, *, last: bool) -> list[Part]: ...
+
+
 class AnswerReader:
-    """Push the text of one answer's pieces, get its parts; `flush` when it is over.
+    """Push the text of one answer's pieces, get its parts; `flush` when it is over, or say so with the last piece.
 
     ``template``: source of the chat template that made the prompt; None for a raw prompt, whose answer is all text.
     """
@@ -55,8 +61,8 @@ class AnswerReader:
         """Which stop text ended the answer."""
         return self._stops.matched
 
-    def push(self, text: str) -> list[Part]:
-        return list(self._parts(self._stops.push(text)))
+    def push(self, text: str, *, last: bool = False) -> list[Part]:
+        return list(self._parts(self._stops.push(text))) + (self.flush() if last else [])
 
     def flush(self) -> list[Part]:
         parts = list(self._parts(self._stops.flush() if self._stops.matched is None else ""))
