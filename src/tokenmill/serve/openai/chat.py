@@ -88,12 +88,10 @@ def thinking(llm: LLM, effort: str | None) -> Thinking:
 
 def template_message(message: Message, number: int) -> dict[str, Any]:
     """As chat templates read it: one text, arguments of calls as an object, ``developer`` as ``system``."""
-    content = message.content
-    if isinstance(content, list):
-        content = "".join(part.text for part in content)
-    if content is None and message.role != "assistant":
+    if message.content is None and message.role != "assistant":
         raise FieldError(f"messages.{number}.content", "a text is needed")
-    plain: dict[str, Any] = {"role": message.role.replace("developer", "system"), "content": content or ""}
+    content = "".join(part.text for part in message.content or [])
+    plain: dict[str, Any] = {"role": message.role.replace("developer", "system"), "content": content}
     reasoning = message.reasoning_content or message.reasoning
     given = {"name": message.name, "tool_call_id": message.tool_call_id, "reasoning_content": reasoning}
     plain |= {key: value for key, value in given.items() if value is not None}

@@ -67,8 +67,6 @@ def messages_of(body: ResponsesRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if body.instructions:
         messages.append({"role": "system", "content": body.instructions})
-    if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
     for number, item in enumerate(body.input):
         if isinstance(item, FunctionCall):
             function = {"name": item.name, "arguments": arguments(item.arguments, number)}
@@ -84,8 +82,8 @@ def messages_of(body: ResponsesRequest) -> list[dict[str, Any]]:
     return messages
 
 
-def _text(content: str | list[InputText]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def _text(content: list[InputText]) -> str:
+    return "".join(part.text for part in content)
 
 
 def _usage(prompt: int, written: int, cached: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, Tag, model_validator
 from pydantic.types import Discriminator
 
-from tokenmill.serve.openai.schemas import Real, Strict
+from tokenmill.serve.openai.schemas import Real, Strict, parts_of
 
 _STATELESS = "this server keeps no conversations; send all items in input"
 
@@ -22,10 +22,15 @@ class InputText(Strict):
     """Of an earlier answer that is sent back; they say nothing about the text."""
 
 
+Content = Annotated[
+    list[InputText], BeforeValidator(parts_of("input_text"), json_schema_input_type=str | list[InputText])
+]
+
+
 class MessageItem(Strict):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[InputText]
+    content: Content
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -43,7 +48,7 @@ class FunctionCall(Strict):
 class FunctionCallOutput(Strict):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: Content
     id: str | None = None
     status: str | None = None
 
@@ -58,6 +63,16 @@ Item = Annotated[
     | Annotated[FunctionCall, Tag("function_call")]
     | Annotated[FunctionCallOutput, Tag("function_call_output")],
     Discriminator(_kind),
+]
+
+
+def _items_of(given: Any) -> Any:
+    """A text is one message of the user."""
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+InputItems = Annotated[
+    list[Item], Field(min_length=1), BeforeValidator(_items_of, json_schema_input_type=str | list[Item])
 ]
 
 
@@ -124,7 +139,7 @@ class ResponsesRequest(Strict):
         "moderation": "nothing is moderated here",
     }
     model: str = Field(min_length=1, max_length=512)
-    input: str | list[Item] = Field(min_length=1)
+    input: InputItems
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: Real | None = Field(None, ge=0, le=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tokenmill.core.errors import did_you_mean
@@ -152,6 +152,16 @@ class TextPart(Strict):
     text: str
 
 
+def parts_of(kind: str) -> Any:
+    """Content may be a text; then it is one part. (A union would report every mistake twice.)"""
+    return lambda given: [{"type": kind, "text": given}] if isinstance(given, str) else given
+
+
+Content = Annotated[
+    list[TextPart] | None, BeforeValidator(parts_of("text"), json_schema_input_type=str | list[TextPart] | None)
+]
+
+
 class Message(Strict):
     REFUSED: ClassVar[Mapping[str, str]] = {
         "audio": "this server speaks no audio",
@@ -160,7 +170,7 @@ class Message(Strict):
         "annotations": "annotations are not made here",
     }
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Content = None
     name: str | None = None
     tool_calls: list[ToolCallIn] | None = None
     tool_call_id: str | None = None
