@@ -166,6 +166,22 @@ def test_a_pass_that_fails_for_one_prompt_leaves_the_others(worker: Worker, monk
     assert len(fine[0].token_ids) == 8
 
 
+def test_a_private_cache_is_not_shared_between_clients(llm: LLM) -> None:
+    prompt = [7, 8, 9] * 20
+
+    async def cached(worker: Worker) -> list[int]:
+        return [
+            (await worker.submit([prompt], GREEDY, client=client).complete())[0].stats.cached_tokens
+            for client in ("ada", "bob", "ada")
+        ]
+
+    for private, bobs in ((True, 0), (False, 48)):
+        llm.engine.pool.clear_cache()
+        worker = Worker(llm, private_cache=private).start()
+        assert asyncio.run(cached(worker)) == [0, bobs, 48]
+        worker.close()
+
+
 def test_one_of_several_answers_may_fail_alone(worker: Worker) -> None:
     async def late() -> Any:
         params = SamplingParams(n=2, max_tokens=500, ignore_eos=True)
@@ -392,6 +408,22 @@ def test_only_names_of_this_machine_are_opened(three: Store, tmp_path: Path) -> 
                 await manager.open(name)
 
     managed(three, ask)
+
+
+def test_models_named_at_the_start_are_kept_and_their_paths_stay_unsaid(three: Store, tmp_path: Path) -> None:
+    async def ask() -> None:
+        given = [three.resolve(str(tmp_path / "tiny-model")), three.resolve("brief")]
+        manager = ModelManager(three, ServerSettings(dtype="float32", keep_alive=0), models=given)
+        for name in ("tiny-model", "brief", "tiny"):
+            await manager.open(name)
+        await until(lambda: len(manager.loaded()) == 2)
+        assert [model.name for model in manager.loaded()] == ["brief:latest", "tiny-model"]
+        names = [files.name for files in manager.models()]
+        assert sorted(names) == ["brief:latest", "brisk:latest", "copy:latest", "tiny-model", "tiny:latest"]
+        await manager.unload("brief:latest")
+        await manager.close()
+
+    asyncio.run(ask())
 
 
 def test_a_model_over_the_memory_limit_is_refused(three: Store) -> None:

@@ -1,6 +1,6 @@
 """``tokenmill serve``: the server, until it is told to stop.
 
-Models named here are fetched if they are missing, loaded before the server answers, and kept; any other model of the
+Models named here are fetched if they are missing, loaded before the server answers, and kept while there is room; any other model of the
 store is loaded when somebody asks for it. Keys come from ``--api-key``, ``TOKENMILL_API_KEY`` (which other programs of
 this machine cannot see) and, hashed, from the file ``api-keys`` in tokenmill's folder.
 """
@@ -30,7 +30,8 @@ Examples:
 @app.command(epilog=EPILOG)
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Models to load now and keep; paths too.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Models to load now and keep while there is room; paths too."),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes a free one.")] = 11434,
@@ -56,6 +57,9 @@ def serve(
         float | None, typer.Option("--memory-limit", metavar="GB", help="What the models in memory may take together.")
     ] = None,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests that may wait for a model.")] = 512,
+    private_cache: Annotated[
+        bool, typer.Option("--private-cache", help="Share no computed prompts between keys: slower, and tells nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's, Ollama's and Anthropic's protocols on one port."""
@@ -73,6 +77,7 @@ def serve(
         max_models=max(max_models, len(names or ())),
         memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
         max_queue=max_queue,
+        private_cache=private_cache,
     )
     if "TOKENMILL_LOG" not in os.environ:
         logging.getLogger("tokenmill.serve").setLevel(logging.INFO)  # requests, loads and unloads are a server's news

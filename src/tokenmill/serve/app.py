@@ -8,7 +8,6 @@ elsewhere; ``/openapi.json`` describes the routes.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.version import __version__
+from tokenmill.serve import anthropic, ollama, openai
 from tokenmill.serve.errors import HTTPError, headers_of, status_of, usage_error
 from tokenmill.serve.guard import Gate, Guard
 from tokenmill.serve.manager import ModelManager
@@ -28,27 +28,8 @@ from tokenmill.serve.metrics import CONTENT_TYPE, Metrics
 from tokenmill.serve.settings import ServerSettings
 from tokenmill.store import ModelFiles, Store
 
-
-def _present():
-    for prefix, name in (("/v1/messages", "anthropic"), ("/api/", "ollama"), ("", "openai")):
-        try:
-            module = importlib.import_module(f"tokenmill.serve.{name}")
-            module.router, module.error_body
-            yield prefix, module
-        except (ImportError, AttributeError) as error:
-            print("INTERIM: no", name, error)
-
-    class plain:
-        from fastapi import APIRouter
-
-        router = APIRouter()
-        error_body = staticmethod(lambda error: {"error": str(error)})
-
-    yield "", plain
-
-
 # Which protocol's errors a path gets; the first prefix that fits
-PROTOCOLS: tuple[tuple[str, Any], ...] = tuple(_present())
+PROTOCOLS: tuple[tuple[str, Any], ...] = (("/v1/messages", anthropic), ("/api/", ollama), ("", openai))
 
 
 def create_app(
@@ -66,7 +47,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for name in manager.given:
-            await manager.open(name, keep_alive=-1)
+            await manager.open(name)
         try:
             yield
         finally:

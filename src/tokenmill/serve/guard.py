@@ -35,6 +35,7 @@ log = get_logger(__name__)
 OPEN_PATHS = ("/health", "/health/live")
 UPLOADS = "/api/blobs/"
 BODY_PAUSE_S = 60.0
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -163,7 +164,8 @@ class Guard:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None)  # not the path itself: a client could make up any number
-        self.metrics.requests.labels(route or "none", scope["method"] if route else "none", str(status)).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.metrics.requests.labels(route or "none", method, str(status)).inc()
         state = scope["state"]
         log.info(
             "request_id=%s client=%s method=%s path=%r status=%d ms=%.0f",

@@ -64,7 +64,8 @@ _LEASES: ContextVar[list[_Entry]] = ContextVar("models that the current request 
 
 
 class ModelManager:
-    """``models``: files that whoever started the server named; they are served under their own names, paths too."""
+    """``models``: files that whoever started the server named. They are kept while there is room, and paths among them
+    are served under the name of the file or folder."""
 
     def __init__(
         self,
@@ -103,7 +104,8 @@ class ModelManager:
             self._lease(entry)
         finally:
             self._wanted[key] -= 1
-        entry.keep_alive = self.settings.keep_alive if keep_alive is None else keep_alive
+        default = -1.0 if files.name in self.given else self.settings.keep_alive
+        entry.keep_alive = default if keep_alive is None else keep_alive
         if entry.leases == 0:
             self._start_timer(entry)
         return entry.worker
@@ -196,7 +198,10 @@ class ModelManager:
                 LLM, files, device=settings.device, dtype=settings.dtype, ctx_size=self._context(files)
             )
             observer = None if self._observer is None else self._observer(files.name)
-            entry = _Entry(key, files, Worker(llm, max_queue=settings.max_queue, observer=observer).start())
+            worker = Worker(
+                llm, max_queue=settings.max_queue, private_cache=settings.private_cache, observer=observer
+            ).start()
+            entry = _Entry(key, files, worker)
             self._entries[key] = entry
             log.info("loaded %s in %.1f s", files.name, llm.load_s)
             return entry

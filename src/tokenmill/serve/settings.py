@@ -32,6 +32,8 @@ class ServerSettings:
     """Of a model file that is sent to the store, which is written as it comes."""
     max_queue: int = 512
     """Requests that may wait for a place in a model's batch."""
+    private_cache: bool = False
+    """Clients (keys, else addresses) do not share computed prompts, so that none can learn another's by timing."""
     max_models: int = 3
     """Models in memory at a time."""
     memory_limit: int | None = None

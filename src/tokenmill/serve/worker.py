@@ -97,10 +97,13 @@ class _Live:
 
 
 class Worker:
-    """Serves one LLM. ``max_queue``: how many requests may wait for a place in the batch."""
+    """Serves one LLM. ``max_queue``: how many requests may wait for a place in the batch. ``private_cache``: clients do
+    not find each other's prompts in the prefix cache, where the time of an answer would tell that they were there."""
 
-    def __init__(self, llm: LLM, *, max_queue: int = 512, observer: Observer | None = None) -> None:
-        self.llm, self.max_queue = llm, max_queue
+    def __init__(
+        self, llm: LLM, *, max_queue: int = 512, private_cache: bool = False, observer: Observer | None = None
+    ) -> None:
+        self.llm, self.max_queue, self.private_cache = llm, max_queue, private_cache
         self.last_step = time.monotonic()
         """When the thread last came round; with work to do, an old time means that it hangs."""
         self.error: TokenmillError | None = None
@@ -153,6 +156,8 @@ class Worker:
         """
         if len(prompts) * params.n > self.max_queue + self.llm.engine.scheduler.max_running:
             raise UsageError(f"{len(prompts)} prompts with {params.n} answers each are more than this server takes")
+        if self.private_cache:
+            cache_salt = f"{client}\n{cache_salt}"
         more = {"client": client, "priority": priority, "deadline": deadline, "cache_salt": cache_salt}
         requests = self.llm.requests(prompts, params, format, **more)
         if not requests:
