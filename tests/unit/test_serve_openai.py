@@ -6,7 +6,6 @@ import base64
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -517,22 +516,44 @@ def test_tools_need_a_template_that_knows_them(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_429(tmp_path: Path) -> None:
+    """More sequences than the cache holds: some are put back into the queue, and it is full."""
     with serving(tiny_app(tmp_path, max_queue=1)) as address:
+        url = f"{address}/v1/chat/completions"
         body = {"model": "tiny", "messages": ASK, "n": 128, "ignore_eos": True, "max_tokens": 450, "stream": True}
-        with ExitStack() as stack:
-            replies = [
-                stack.enter_context(httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=30))
-                for _ in range(2)
-            ]
-            assert [reply.status_code for reply in replies] == [200, 200]
-            while not _metric(address, "vllm:num_requests_running") == 256:
+        with httpx.stream("POST", url, json=body, timeout=30) as reply:
+            assert reply.status_code == 200
+            while not _metric(address, "vllm:num_requests_waiting"):
                 time.sleep(0.01)
-            rest = {**body, "n": 1, "stream": False, "max_tokens": 1}
-            stack.enter_context(
-                httpx.stream("POST", f"{address}/v1/chat/completions", json={**rest, "stream": True}, timeout=30)
-            )
-            full = httpx.post(f"{address}/v1/chat/completions", json=rest)
+            full = httpx.post(url, json={**body, "n": 1})
         assert full.status_code == 429
         assert full.headers["retry-after"]
         assert full.json()["error"]["code"] == "queue_full"
         assert full.json()["error"]["type"] == "rate_limit_error"
+
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": ASK, "max_tokens": 1},
+    "/v1/completions": {"prompt": "the", "max_tokens": 1},
+    "/v1/responses": {"input": "the", "max_output_tokens": 1},
+    "/v1/embeddings": {"input": "the"},
+    "/tokenize": {"prompt": "the"},
+    "/detokenize": {"tokens": [5]},
+}
+ODD = ["null", "-1", "0", "1e308", "NaN", "1" + "0" * 40, '"x"', '"\\ud800"', "[]", "{}", "[[]]", "true", '{"type": 1}']
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_odd_value_is_a_fault_of_the_server(base: str, route: str) -> None:
+    schemas = httpx.get(f"{base}/openapi.json").json()
+    body = schemas["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = schemas["components"]["schemas"][body.rsplit("/", 1)[1]]["properties"]
+    assert len(fields) >= 2
+    with httpx.Client() as http:
+        for field in fields:
+            for odd in ODD:
+                rest = {name: value for name, value in {"model": "tiny", **ROUTES[route]}.items() if name != field}
+                text = f'{{"{field}": {odd}, {json.dumps(rest)[1:]}'
+                reply = http.post(f"{base}{route}", content=text, headers={"content-type": "application/json"})
+                assert reply.status_code in (200, 400, 404), (text, reply.text)
+                if reply.status_code == 400:
+                    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}, text
