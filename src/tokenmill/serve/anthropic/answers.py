@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Answer:
     _index: int = -1
     _calls: list[Event] = field(default_factory=list)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """The events of a stream. Raises the error that ended the answer; stops the work when it is closed."""
         try:
             yield {"type": "message_start", "message": self._empty()}
@@ -146,11 +147,12 @@ def _fill(block: Event, written: str) -> None:
         block[block["type"]] = written
 
 
-async def server_sent(events: AsyncIterator[Event]) -> AsyncIterator[str]:
-    """Events as they go over the line; an error becomes the last one."""
+async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
+    """Events as they go over the line; an error becomes the last one. A client that goes ends what makes them."""
     try:
-        async for event in events:
-            yield _line(event)
+        async with aclosing(events):
+            async for event in events:
+                yield _line(event)
     except TokenmillError as error:
         yield _line(error_body(error))
     except Exception:  # the status is sent: without an event the client would wait for the end in vain

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -50,7 +51,7 @@ class Answer:
     _said: list[int] = field(default_factory=list)
     _calls: int = 0
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
+    async def chunks(self) -> AsyncGenerator[Chunk]:
         """The objects of a stream. Raises the error that ended the answer; stops the work when it is closed."""
         try:
             async for piece in self.ticket:
@@ -147,11 +148,12 @@ def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> Chunk:
     return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 
 
-async def ndjson(chunks: AsyncIterator[Chunk]) -> AsyncIterator[str]:
-    """Lines of JSON; an error becomes the last line."""
+async def ndjson(chunks: AsyncGenerator[Chunk]) -> AsyncIterator[str]:
+    """Lines of JSON; an error becomes the last line. A client that goes ends what makes the chunks."""
     try:
-        async for chunk in chunks:
-            yield json.dumps(chunk, ensure_ascii=False) + "\n"
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield json.dumps(chunk, ensure_ascii=False) + "\n"
     except TokenmillError as error:
         yield json.dumps({"error": str(error)}, ensure_ascii=False) + "\n"
     except Exception:  # the status is sent: without a line the client would take the answer for complete

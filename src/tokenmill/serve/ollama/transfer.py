@@ -12,7 +12,8 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Work:
     _last: tuple[str, str | None] = ("", None)
     _reported: float = 0.0
 
-    async def lines(self) -> AsyncIterator[Chunk]:
+    async def lines(self) -> AsyncGenerator[Chunk]:
         """The lines as they come, ``success`` the last. Raises what the job raises."""
         task = asyncio.create_task(asyncio.to_thread(self.job, self._progress))
         task.add_done_callback(lambda done: self._lines.put_nowait(None))
@@ -137,9 +138,18 @@ async def send_blob(request: Request, digest: str) -> Response:
 
 async def _respond(work: Work, stream: bool | None) -> Response:
     if stream is False:
-        lines = [line async for line in work.lines()]
-        return JSONResponse(lines[-1])
-    return StreamingResponse(ndjson(work.lines()), media_type=NDJSON)
+        told = [line async for line in work.lines()]
+        return JSONResponse(told[-1])
+    lines = work.lines()
+    first = await anext(lines)  # what is wrong from the start has its own status
+    return StreamingResponse(ndjson(_from(first, lines)), media_type=NDJSON)
+
+
+async def _from(first: Chunk, lines: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+    async with aclosing(lines):
+        yield first
+        async for line in lines:
+            yield line
 
 
 def _no_path(name: str) -> str:
