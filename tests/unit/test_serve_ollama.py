@@ -30,6 +30,7 @@ from tokenmill.text.thinking import ThinkingSplitter
 GREEDY = {"temperature": 0, "num_predict": 8}
 ASKED = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+CHATML_PROMPT = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 FIM = "{{ if .Suffix }}<A>{{ .Prompt }}<B>{{ .Suffix }}{{ else }}{{ .Prompt }}{{ end }}"
 
 
@@ -89,12 +90,8 @@ def test_a_streamed_text_is_the_whole_one(client: ollama.Client) -> None:
 def test_generate_and_chat_are_one_question(client: ollama.Client) -> None:
     chat = client.chat("tiny", ASKED, options=GREEDY)
     assert client.generate("tiny", "hello", options=GREEDY).response == chat.message.content
-    raw = CHATML_PROMPT
-    again = client.generate("tiny", raw, raw=True, options=GREEDY)
+    again = client.generate("tiny", CHATML_PROMPT, raw=True, options=GREEDY)
     assert (again.response, again.context) == (chat.message.content, None)
-
-
-CHATML_PROMPT = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_context_goes_before_the_prompt(client: ollama.Client) -> None:
@@ -150,7 +147,7 @@ def test_durations_are_gos(given: Any, seconds: float) -> None:
 
 @pytest.mark.parametrize("given", ["", "5", "5 m", "m", "1d", "5mm", True, [], float("nan"), "1" * 99 + "s"])
 def test_other_durations_are_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="must be|not a duration"):
+    with pytest.raises(ValueError, match=r"must be|not a duration"):
         fields.keep_alive_seconds(given)
 
 
@@ -289,10 +286,8 @@ def test_options_are_typed_and_placement_is_accepted() -> None:
 
 def test_strangers_change_no_models() -> None:
     def request(host: str, *keys: str) -> Any:
-        settings = SimpleNamespace(api_keys=frozenset(keys))
-        return SimpleNamespace(
-            client=SimpleNamespace(host=host), app=SimpleNamespace(state=SimpleNamespace(settings=settings))
-        )
+        state = SimpleNamespace(settings=SimpleNamespace(api_keys=frozenset(keys)))
+        return SimpleNamespace(client=SimpleNamespace(host=host), app=SimpleNamespace(state=state))
 
     check_may_change(request("127.0.0.1"))
     check_may_change(request("10.0.0.1", "hash"))
@@ -337,9 +332,8 @@ def lines(answer: Answer) -> list[dict[str, Any]]:
 
 
 def test_calls_and_thinking_come_apart_however_the_text_is_cut(llm: LLM) -> None:
-    text = (
-        '<think>\nhm </th\n</think>\n\nSo: <tool_call>\n{"name": "f", "arguments": {"b": [1], "a": "x"}}\n</tool_call>'
-    )
+    call = '{"name": "f", "arguments": {"b": [1], "a": "x"}}'
+    text = f"<think>\nhm </th\n</think>\n\nSo: <tool_call>\n{call}\n</tool_call>"
     for size in (1, 2, 3, 7, len(text)):
         cut = [text[at : at + size] for at in range(0, len(text), size)]
         last = Piece("", finish_reason="stop", stats=Stats(3, 0, 5))
@@ -347,8 +341,8 @@ def test_calls_and_thinking_come_apart_however_the_text_is_cut(llm: LLM) -> None
         whole = asyncio.run(answer.whole())
         assert whole["message"]["thinking"] == "hm </th"
         assert whole["message"]["content"] == "So:"
-        [call] = whole["message"]["tool_calls"]
-        assert call["function"] == {"index": 0, "name": "f", "arguments": {"b": [1], "a": "x"}}
+        [found] = whole["message"]["tool_calls"]
+        assert found["function"] == {"index": 0, "name": "f", "arguments": {"b": [1], "a": "x"}}
         assert script.cancelled
 
 

@@ -17,7 +17,7 @@ Thinking = bool | str | None
 
 
 def template_of(llm: LLM, template: str | None = None) -> str | None:
-    """The chat template's source: the request's own, the Modelfile's, or the model's (all of them, if it has several)."""
+    """The chat template's source: the request's own, the Modelfile's, or the model's (all, if it has several)."""
     chosen = template if template is not None else llm.files.template
     return chosen if chosen is not None else "\n".join(llm.tokenizer.chat_templates.values()) or None
 
@@ -52,7 +52,9 @@ def chat_ids(
     if template is not None and looks_like_go(template):
         return llm.tokenizer.encode(GoTemplate(template).render_chat(messages, tools, think=think))
     continued = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
-    variables = {} if think is None else {"enable_thinking": bool(think)}
+    variables: dict[str, Any] = {} if think is None else {"enable_thinking": bool(think)}
+    if isinstance(think, str):
+        variables["reasoning_effort"] = think
     return llm.tokenizer.encode_chat(
         messages,
         tools=tools,
