@@ -17,7 +17,7 @@ from tokenmill.core.errors import NotFoundError, OutOfContextError, StoreError, 
 from tokenmill.engine import engine as engine_module
 from tokenmill.engine.scheduler import DeadlineError, QueueFullError
 from tokenmill.serve import manager as manager_module
-from tokenmill.serve.errors import UnavailableError
+from tokenmill.serve.errors import BrokenModelError, UnavailableError
 from tokenmill.serve.manager import ModelManager
 from tokenmill.serve.settings import ServerSettings
 from tokenmill.serve.worker import Worker
@@ -379,7 +379,7 @@ def test_a_load_that_fails_fails_for_its_callers_only(three: Store, monkeypatch:
 
         monkeypatch.setattr(manager_module, "LLM", load)
         results = await asyncio.gather(*(outcome(manager.open(name)) for name in ("brief", "brief", "tiny")))
-        assert [type(result) for result in results] == [OSError, OSError, Worker]
+        assert [type(result) for result in results] == [BrokenModelError, BrokenModelError, Worker]
 
     managed(three, ask)
 

@@ -169,6 +169,20 @@ def test_a_fault_of_ours_is_answered_without_its_text(app: FastAPI, url: str, mo
     assert odd.isalnum()
 
 
+def test_a_model_whose_files_broke_says_so_and_names_no_file(tmp_path: Path) -> None:
+    store = tiny_store(tmp_path)
+    store.create("other", f"FROM {tiny_folder(tmp_path / 'other-model')}", tmp_path)
+    weights = tmp_path / "tiny-model" / "model.safetensors"
+    with serving(tiny_app(Path(), store=store)) as url:
+        for attack in (lambda: weights.write_bytes(b"\xff" * 1000), weights.unlink):
+            attack()
+            reply = httpx.post(f"{url}/api/generate", json={"model": "tiny", "prompt": "a"})
+            assert reply.status_code == 500
+            assert "'tiny'" in reply.json()["error"]
+            assert str(tmp_path) not in reply.text
+            assert list(generate(url, "the cat", model="other"))[-1]["done"] is True
+
+
 def test_health_tells_live_from_ready(app: FastAPI, url: str) -> None:
     assert httpx.get(f"{url}/health").json() == {"live": True, "ready": True, "faults": []}
     app.state.gate.draining = True

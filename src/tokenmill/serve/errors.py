@@ -44,6 +44,13 @@ class UnavailableError(TokenmillError):
     """The server or the model is going away; another try, or another server, may do."""
 
 
+class BrokenModelError(TokenmillError):
+    """A model's files cannot be used. The client is told which model; the log alone names files of this machine."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the files of model {name!r} cannot be used; the server's log says why")
+
+
 _STATUS: tuple[tuple[type[TokenmillError], int], ...] = (
     (NotFoundError, 404),
     (QueueFullError, 429),

@@ -23,13 +23,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.core.errors import FormatError, NotFoundError, StoreError, UsageError
 from tokenmill.core.log import get_logger
 from tokenmill.engine.scheduler import QueueFullError
 from tokenmill.llm import LLM
+from tokenmill.serve.errors import BrokenModelError
 from tokenmill.serve.settings import ServerSettings
 from tokenmill.serve.worker import Observer, Worker
 from tokenmill.store import ModelFiles, Store
+from tokenmill.store.names import parse_reference
 
 log = get_logger(__name__)
 POLL_S = 0.05
@@ -112,7 +114,16 @@ class ModelManager:
 
     def resolve(self, name: str) -> ModelFiles:
         """The files of a name that a client sent. Reads the store: not for the event loop."""
-        return self.given.get(name) or self.store.resolve(name, paths=False)
+        if (given := self.given.get(name)) is not None:
+            return given
+        stored = self.store.library.find(parse_reference(name).name)
+        try:
+            return self.store.resolve(name, paths=False)
+        except (StoreError, FormatError) as error:
+            if stored is None:  # it is the name that is wrong
+                raise
+            log.error("%s: %s", name, error)
+            raise BrokenModelError(name) from None
 
     def models(self) -> list[ModelFiles]:
         """All that can be asked for: what the server was started with, and the store's. Not for the event loop."""
@@ -194,9 +205,7 @@ class ModelManager:
             if (failed := self._entries.get(key)) is not None:
                 await self._evict(failed)
             await self._make_room(files.size)
-            llm = await asyncio.to_thread(
-                LLM, files, device=settings.device, dtype=settings.dtype, ctx_size=self._context(files)
-            )
+            llm = await asyncio.to_thread(self._llm, files)
             observer = None if self._observer is None else self._observer(files.name)
             worker = Worker(
                 llm, max_queue=settings.max_queue, private_cache=settings.private_cache, observer=observer
@@ -206,9 +215,14 @@ class ModelManager:
             log.info("loaded %s in %.1f s", files.name, llm.load_s)
             return entry
 
-    def _context(self, files: ModelFiles) -> int | None:
-        """The Modelfile knows its model; the server's own wish is for models that do not say."""
-        return None if "num_ctx" in files.parameters else self.settings.ctx_size
+    def _llm(self, files: ModelFiles) -> LLM:
+        # the Modelfile knows its model; the server's own wish is for models that do not say
+        ctx_size = None if "num_ctx" in files.parameters else self.settings.ctx_size
+        try:
+            return LLM(files, device=self.settings.device, dtype=self.settings.dtype, ctx_size=ctx_size)
+        except (FormatError, OSError) as error:
+            log.error("%s: %s", files.name, error)
+            raise BrokenModelError(files.name) from error
 
     async def _make_room(self, size: int) -> None:
         limit = self.settings.memory_limit
