@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from tokenmill.core.version import __version__
 from tokenmill.engine.sampling_params import SamplingParams
@@ -55,7 +55,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
         return wire.stream(ticket, answer.chunks(ticket, len(ids), include_usage=include_usage))
     completions = await wire.finished(request, ticket)
     choices = [answer.choice(choice) for choice in completions[0].choices]
-    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": wire.usage_of(completions)})
+    return wire.reply({**head, "object": "chat.completion", "choices": choices, "usage": wire.usage_of(completions)})
 
 
 def _check(body: ChatRequest) -> None:

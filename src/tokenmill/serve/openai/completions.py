@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from tokenmill.engine.request import Logprobs
 from tokenmill.engine.sampling_params import SamplingParams
@@ -57,7 +57,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         for number, completion in enumerate(done)
         for place, choice in enumerate(_best(completion, n))
     ]
-    return JSONResponse({**head, "choices": choices, "usage": wire.usage_of(done)})
+    return wire.reply({**head, "choices": choices, "usage": wire.usage_of(done)})
 
 
 def _check(body: CompletionRequest, n: int) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from tokenmill.core.errors import OutOfContextError
@@ -49,7 +49,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     ]
     tokens = sum(map(len, prompts))
     used = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": used})
+    return wire.reply({"object": "list", "data": data, "model": body.model, "usage": used})
 
 
 async def _embedded(worker: Worker, prompts: list[list[int]]) -> list[list[float]]:

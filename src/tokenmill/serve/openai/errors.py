@@ -40,4 +40,9 @@ def error_body(error: Exception) -> dict[str, Any]:
     if isinstance(error, NotFoundError):
         param = "model"
     message = str(error) if known else "the server failed on this request; its log says why"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _clean(message), "type": kind, "param": param and _clean(param), "code": code}}
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which an error can quote from a request and no reply can carry."""
+    return text.encode("utf-8", "replace").decode()

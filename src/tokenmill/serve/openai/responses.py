@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.sampling_params import SamplingParams
@@ -53,7 +53,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     for _ in answer.items.push(reader.push(completion.text, last=True), last=True):
         pass  # events that nobody listens to
     used = _usage(len(ids), len(completion.token_ids), completion.stats.cached_tokens)
-    return JSONResponse(answer.body(str(completion.finish_reason), used))
+    return wire.reply(answer.body(str(completion.finish_reason), used))
 
 
 def _params(body: ResponsesRequest, defaults: SamplingParams) -> SamplingParams:

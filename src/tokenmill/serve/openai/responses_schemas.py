@@ -101,11 +101,6 @@ class TextFormat(Strict):
     strict: bool | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, given: Any) -> Any:
-        return given  # pydantic's own check knows the alias
-
     @model_validator(mode="after")
     def _complete(self) -> TextFormat:
         if (self.type == "json_schema") != (self.schema_ is not None):

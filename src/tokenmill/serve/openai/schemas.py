@@ -36,18 +36,21 @@ class Strict(BaseModel):
     def _known_fields(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        kept = {}
+        kept, fields = {}, {field.alias or name for name, field in cls.model_fields.items()}
         for name, value in given.items():
             if name in cls.REFUSED:
                 if value is not None and value is not False and value not in ([], {}):
-                    raise PydanticCustomError("refused", "{param}: {why}", {"param": name, "why": cls.REFUSED[name]})
-            elif name in cls.model_fields:
+                    raise _refusal(name, cls.REFUSED[name])
+            elif name in fields:
                 kept[name] = value
             elif name not in NEUTRAL:
-                known = [*cls.model_fields, *cls.REFUSED]
-                message = f"this field is not supported{did_you_mean(str(name), known)}"
-                raise PydanticCustomError("refused", "{param}: {why}", {"param": str(name)[:60], "why": message})
+                raise _refusal(name, f"this field is not supported{did_you_mean(name, [*fields, *cls.REFUSED])}")
         return kept
+
+
+def _refusal(name: str, why: str) -> PydanticCustomError:
+    plain = name[:60].encode("utf-8", "replace").decode()  # pydantic cannot carry half a surrogate pair
+    return PydanticCustomError("refused", "{param}: {why}", {"param": plain, "why": why})
 
 
 class Sampling(Strict):
@@ -86,11 +89,6 @@ class JsonSchema(Strict):
     strict: bool | None = None
     """Output is held to the schema in any case."""
     schema_: dict[str, Any] = Field(alias="schema")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, given: Any) -> Any:
-        return given  # pydantic's own check knows the alias
 
 
 class ResponseFormat(Strict):

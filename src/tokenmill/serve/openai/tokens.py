@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from pydantic import Field
 
 from tokenmill.llm import LLM
@@ -36,24 +37,24 @@ class DetokenizeRequest(Strict):
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """The token ids of a prompt, or of messages as the chat route would render them."""
     if (body.prompt is None) == (body.messages is None):
         raise FieldError("prompt", "give either prompt or messages")
     llm = (await wire.open_worker(request, body.model)).llm
     ids = await asyncio.to_thread(_ids, llm, body)
     strings = [wire.token_text(llm, token_id) for token_id in ids] if body.return_token_strs else None
-    return {"count": len(ids), "max_model_len": llm.ctx_size, "tokens": ids, "token_strs": strings}
+    return wire.reply({"count": len(ids), "max_model_len": llm.ctx_size, "tokens": ids, "token_strs": strings})
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
+async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of token ids, control tokens spelled."""
     llm = (await wire.open_worker(request, body.model)).llm
     if bad := [token_id for token_id in body.tokens if token_id >= llm.tokenizer.vocab_size]:
         raise FieldError("tokens", f"{bad[:5]} are outside the vocabulary of {llm.tokenizer.vocab_size}")
     text = await asyncio.to_thread(llm.tokenizer.decode, body.tokens, skip_special_tokens=False)
-    return {"prompt": text}
+    return wire.reply({"prompt": text})
 
 
 def _ids(llm: LLM, body: TokenizeRequest) -> list[int]:

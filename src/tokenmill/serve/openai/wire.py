@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.request import Logprobs
@@ -134,8 +134,22 @@ def floor(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
+def json_text(data: Any) -> str:
+    """JSON as short as it gets. Half a surrogate pair, which requests and models can write, has to stay escaped."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(data, separators=(",", ":"))
+    return text
+
+
+def reply(data: Any) -> Response:
+    return Response(json_text(data), media_type="application/json")
+
+
 def event(data: Mapping[str, Any] | str, name: str | None = None) -> str:
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = data if isinstance(data, str) else json_text(data)
     return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"
 
 
