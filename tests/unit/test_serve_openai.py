@@ -228,6 +228,7 @@ def test_tools_and_their_history_are_shown_to_the_model(client: openai.OpenAI) -
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "king", "content": ""}]}, "messages.0.role"),
         ({"extra_body": {"top_kk": 3}}, "top_kk"),
+        ({"messages": [{"role": "user", "content": "x", "metadata": {}}]}, "messages.0.metadata"),
         ({"extra_body": {"audio": {"voice": "x"}}}, "audio"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, IMAGE),

@@ -1,7 +1,7 @@
 """OpenAI's HTTP interface: chat and text completions, responses, embeddings, models; vLLM's tokenize and detokenize.
 
 Shapes follow https://platform.openai.com/docs/api-reference, further sampling fields vLLM's. Every field of a request
-is honoured or refused with a reason; the few that change nothing are named in ``schemas.NEUTRAL``.
+is honoured or refused with a reason; the few that change nothing are named in ``schemas.HABITS``.
 """
 
 from fastapi import APIRouter

@@ -20,13 +20,14 @@ from tokenmill.llm import LLM
 from tokenmill.serve.disconnect import unless_disconnected
 from tokenmill.serve.errors import FieldError
 from tokenmill.serve.openai import wire
-from tokenmill.serve.openai.schemas import MAX_PROMPTS, Strict, TokenId
+from tokenmill.serve.openai.schemas import HABITS, MAX_PROMPTS, Strict, TokenId
 from tokenmill.serve.worker import Worker
 
 router = APIRouter()
 
 
 class EmbeddingRequest(Strict):
+    NEUTRAL = HABITS
     model: str = Field(min_length=1, max_length=512)
     input: str | list[str] | list[TokenId] | list[list[TokenId]]
     encoding_format: Literal["float", "base64"] = "float"

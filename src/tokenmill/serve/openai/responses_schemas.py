@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, Tag, model_validator
 from pydantic.types import Discriminator
 
-from tokenmill.serve.openai.schemas import Real, Strict, parts_of
+from tokenmill.serve.openai.schemas import HABITS, Real, Strict, parts_of
 
 _STATELESS = "this server keeps no conversations; send all items in input"
 
@@ -120,6 +120,7 @@ class TextOptions(Strict):
 
 
 class ResponsesRequest(Strict):
+    NEUTRAL = HABITS
     REFUSED: ClassVar[Mapping[str, str]] = {
         "previous_response_id": _STATELESS,
         "conversation": _STATELESS,

@@ -1,7 +1,7 @@
 """Requests of the chat and completions routes, checked field by field.
 
 A field that is not listed is refused; so are, each with its reason, those of OpenAI's that this server cannot honour.
-`NEUTRAL` fields are accepted because clients send them by habit and they promise nothing that could be kept or broken.
+`HABITS` are accepted because clients send them by habit and they promise nothing that could be kept or broken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenmill.core.errors import did_you_mean
 MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_PROMPTS = 2048
-NEUTRAL = frozenset(
+HABITS = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
 
@@ -26,10 +26,12 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """A request body. ``REFUSED`` maps a field to why it is refused when it asks for something."""
+    """A part of a request. ``REFUSED`` says why a field is refused where it asks for something; ``NEUTRAL`` ones are
+    passed over."""
 
     model_config = ConfigDict(extra="forbid")
     REFUSED: ClassVar[Mapping[str, str]] = {}
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -43,8 +45,8 @@ class Strict(BaseModel):
                     raise _refusal(name, cls.REFUSED[name])
             elif name in fields:
                 kept[name] = value
-            elif name not in NEUTRAL:
-                raise _refusal(name, f"this field is not supported{did_you_mean(name, [*fields, *cls.REFUSED])}")
+            elif name not in cls.NEUTRAL:
+                raise _refusal(name, f"this field is not supported{did_you_mean(name[:60], [*fields, *cls.REFUSED])}")
         return kept
 
 
@@ -56,6 +58,7 @@ def _refusal(name: str, why: str) -> PydanticCustomError:
 class Sampling(Strict):
     """What chat and completions have in common; the second half are vLLM's extras."""
 
+    NEUTRAL = HABITS
     model: str = Field(min_length=1, max_length=512)
     temperature: Real | None = Field(None, ge=0, le=2)
     top_p: Real | None = Field(None, gt=0, le=1)
