@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +15,7 @@ from typing import Any, cast
 import httpx
 import ollama
 import pytest
+from fastapi import FastAPI
 
 from fakes.tiny_llm import CHATML, serving, tiny_app, tiny_store
 from tokenmill.core.errors import OutOfContextError, UsageError
@@ -31,6 +34,7 @@ GREEDY = {"temperature": 0, "num_predict": 8}
 ASKED = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
 CHATML_PROMPT = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+LONG = {"type": "array", "items": {"type": "integer"}, "minItems": 390}
 FIM = "{{ if .Suffix }}<A>{{ .Prompt }}<B>{{ .Suffix }}{{ else }}{{ .Prompt }}{{ end }}"
 
 
@@ -44,8 +48,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def url(store: Store) -> Iterator[str]:
-    with serving(tiny_app(store.root, store=store)) as address:
+def app(store: Store) -> FastAPI:
+    return tiny_app(store.root, store=store)
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    with serving(app) as address:
         yield address
 
 
@@ -135,6 +144,36 @@ def test_loading_and_unloading(client: ollama.Client) -> None:
     assert client.generate("tiny", keep_alive=0).done_reason == "unload"
     assert "tiny:latest" not in [model.model for model in client.ps().models]
     assert client.chat("tiny", [], keep_alive="10m").done_reason == "load"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_the_work(url: str, client: ollama.Client, app: FastAPI, stream: bool) -> None:
+    client.generate("tiny")
+    [worker] = [one.worker for one in app.state.manager.loaded() if one.name == "tiny:latest"]
+    before = num_aborted(url)
+    body = {"model": "tiny", "prompt": "x", "stream": stream, "options": {"num_predict": 400}, "format": LONG}
+    connection = HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", "/api/generate", json.dumps(body), {"content-type": "application/json"})
+    wait_until(lambda: worker.busy)
+    connection.close()
+    wait_until(lambda: not worker.busy)
+    assert num_aborted(url) == before + 1
+    assert worker.llm.engine.pool.used == 0
+    assert client.generate("tiny", "x", options=GREEDY).eval_count == 8
+
+
+def num_aborted(url: str) -> float:
+    told = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = [line for line in told if line.startswith("vllm:request_success_total{") and '"abort"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not come true within ten seconds")
 
 
 @pytest.mark.parametrize(

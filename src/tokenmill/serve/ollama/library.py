@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.log import get_logger
 from tokenmill.models.describe import Description, describe
+from tokenmill.serve.manager import ModelManager
 from tokenmill.serve.ollama import fields
 from tokenmill.serve.ollama.access import check_may_change
 from tokenmill.serve.prompting import capabilities
@@ -32,8 +33,8 @@ MAX_LISTED = 100  # entries of a list in model_info; a vocabulary has hundreds o
 
 @router.api_route("/api/tags", methods=["GET", "HEAD"])
 async def tags(request: Request) -> Json:
-    """The models of the store, newest first."""
-    return {"models": await asyncio.to_thread(_tags, request.app.state.manager.store)}
+    """The models that can be asked for: those the server was started with, then the store's, newest first."""
+    return {"models": await asyncio.to_thread(_tags, request.app.state.manager)}
 
 
 @router.get("/api/ps")
@@ -61,7 +62,7 @@ async def ps(request: Request) -> Json:
 @router.post("/api/show")
 async def show(request: Request, body: fields.Show) -> Json:
     """Everything about one model; with ``verbose``, long lists of its metadata in full, and its tensors."""
-    return await asyncio.to_thread(_show, request.app.state.manager.store, body)
+    return await asyncio.to_thread(_show, request.app.state.manager, body)
 
 
 @router.post("/api/copy")
@@ -86,9 +87,9 @@ async def delete(request: Request, body: fields.Named) -> Response:
     return Response()
 
 
-def _tags(store: Store) -> list[Json]:
+def _tags(manager: ModelManager) -> list[Json]:
     models = []
-    for files in store.list():
+    for files in manager.models():
         try:
             description = describe(files.path)
         except (TokenmillError, OSError) as error:
@@ -112,8 +113,8 @@ def _tags(store: Store) -> list[Json]:
     return models
 
 
-def _show(store: Store, body: fields.Show) -> Json:
-    files = store.resolve(body.model, paths=False)
+def _show(manager: ModelManager, body: fields.Show) -> Json:
+    files = manager.resolve(body.model)
     description = describe(files.path)
     told: Json = {
         "license": "\n".join(files.licenses),
