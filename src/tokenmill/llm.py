@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from tokenmill.formats import TensorFile, open_tensors
 from tokenmill.models.load import config_of, model_from_file, read_config, tokenizer_from_file
 from tokenmill.store import ModelFiles, Store
 from tokenmill.text.detokenizer import StreamingDetokenizer
+from tokenmill.text.grammar import GuideFactory
 from tokenmill.text.stop import StopMatcher
 from tokenmill.text.tokenizer import Tokenizer
 
@@ -106,43 +107,60 @@ class Completion:
         return self.choices[0].finish_reason
 
 
-class _Answer:
-    """Turns the tokens of one request into text, and ends it where a stop text shows."""
+class Answer:
+    """Turns the tokens of one request into text, ends it where a stop text shows, and counts what it took."""
 
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
         params = request.params
         self.request = request
-        self.detokenizer = StreamingDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
-        self.matcher = StopMatcher(params.stop, include_stop=params.include_stop_str_in_output)
+        self.stats = Stats(prompt_tokens=len(request.prompt))
+        self._started = time.perf_counter()
+        self._detokenizer = StreamingDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._matcher = StopMatcher(params.stop, include_stop=params.include_stop_str_in_output)
 
     def push(self, step: Step) -> Piece:
-        params = self.request.params
-        ends = step.token_id in self.request.stop_ids and step.finish_reason == "stop"
+        """The text that this token makes certain; with the last one, the stats."""
+        request, params, matcher = self.request, self.request.params, self._matcher
+        self._count()
+        ends = step.token_id in request.stop_ids and step.finish_reason == "stop"
         token_ids = () if step.token_id is None else (step.token_id,)
         said = () if ends and not params.include_stop_str_in_output else token_ids
-        text = self.matcher.push("".join(map(self.detokenizer.push, said)))
-        if self.matcher.matched is None and step.finish_reason is not None:
-            text += self.matcher.push(self.detokenizer.flush())
-            text += self.matcher.flush() if self.matcher.matched is None else ""
+        text = matcher.push("".join(map(self._detokenizer.push, said)))
+        if matcher.matched is None and step.finish_reason is not None:
+            text += matcher.push(self._detokenizer.flush())
+            text += matcher.flush() if matcher.matched is None else ""
         reason = step.finish_reason
-        if self.matcher.matched is not None:
-            self.request.finish("stop")
+        if matcher.matched is not None:
+            request.finish("stop")
             reason = "stop"
         logprobs = () if step.logprobs is None else (step.logprobs,)
-        return Piece(text, self.request.index, token_ids, logprobs, reason, error=self.request.error)
+        stats = None if reason is None else self.stats
+        return Piece(text, request.index, token_ids, logprobs, reason, stats, request.error)
+
+    def ended(self) -> Piece:
+        """The last piece of a request that ended without a token: none was asked for, or its reader went."""
+        return Piece("", self.request.index, (), (), self.request.finish_reason, self.stats, self.request.error)
+
+    def _count(self) -> None:
+        stats, seconds = self.stats, time.perf_counter() - self._started
+        stats.prompt_s = stats.prompt_s or seconds
+        stats.decode_s = seconds - stats.prompt_s
+        stats.cached_tokens = self.request.cached_tokens
+        stats.completion_tokens = len(self.request.output)
 
 
 class LLM:
     """A language model on this machine.
 
-    ``model``: a store name (pulled if it is missing), a Hugging Face folder, or a ``.gguf`` file. ``adapter``: a
+    ``model``: a store name (pulled if it is missing), a Hugging Face folder, a ``.gguf`` file, or what a store resolved
+    already (nothing is looked up then). ``adapter``: a
     LoRA adapter (PEFT folder or GGUF) folded into it, after those of its Modelfile. ``ctx_size``: tokens of prompt and
     answer together (default: the Modelfile's ``num_ctx``, else what the model can do).
     """
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | ModelFiles,
         *,
         adapter: str | Path | None = None,
         device: str | torch.device | None = None,
@@ -152,7 +170,9 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         started = time.perf_counter()
-        self.files: ModelFiles = (store or Store()).resolve(str(model), pull=True, progress=progress)
+        if not isinstance(model, ModelFiles):
+            model = (store or Store()).resolve(str(model), pull=True, progress=progress)
+        self.files = model
         self.name = self.files.name
         file = open_tensors(self.files.path)
         self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"), file)
@@ -165,6 +185,7 @@ class LLM:
         self.engine = Engine(self.model, max_length=self.ctx_size, max_waiting=sys.maxsize)
         self.ctx_size = self.engine.max_length  # smaller where the memory does not hold more
         self.tokenizer: Tokenizer = tokenizer.result()
+        self.guides = GuideFactory(self.tokenizer, self.model.config.vocab_size)
         self.default_params = default_params(self.files.parameters, loaded.generation_config)
         self.load_s = time.perf_counter() - started
 
@@ -233,13 +254,11 @@ class LLM:
                 return self.tokenizer.encode(render_chat(template, prompt, tools=tools))
         return self.tokenizer.encode_chat(prompt, tools=tools, chat_template=template)
 
-    def _requests(self, prompts: Sequence[list[int]], params: SamplingParams, format: Format) -> list[Request]:
-        guide = None
-        if format is not None:
-            from tokenmill.text.grammar import GuideFactory
-
-            factory = GuideFactory(self.tokenizer, self.model.config.vocab_size)
-            guide = factory.from_format(format if isinstance(format, str) else dict(format))
+    def requests(
+        self, prompts: Sequence[list[int]], params: SamplingParams, format: Format = None, **more: Any
+    ) -> list[Request]:
+        """One request for each sample of each prompt, numbered in that order; ``more`` are further fields of them."""
+        guide = None if format is None else self.guides.from_format(format if isinstance(format, str) else dict(format))
         return [
             Request(
                 prompt=ids,
@@ -248,32 +267,25 @@ class LLM:
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 guide=None if guide is None else guide.copy(),
                 index=number * params.n + sample,
+                **more,
             )
             for number, ids in enumerate(prompts)
             for sample in range(params.n)
         ]
 
     def _stream(self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format) -> Iterator[Piece]:
-        requests = self._requests(prompts, params or self.default_params, format)
+        requests = self.requests(prompts, params or self.default_params, format)
         steps = self.engine.run(requests)  # checks now, so that a bad prompt fails here
 
         def pieces() -> Iterator[Piece]:
-            answers = [_Answer(self.tokenizer, request) for request in requests]
-            stats = [Stats(prompt_tokens=len(request.prompt)) for request in requests]
-            started = time.perf_counter()
+            answers = [Answer(self.tokenizer, request) for request in requests]
             for step in steps:
                 if step.request.error is not None and len(requests) == 1:
                     raise step.request.error
-                index, now = step.request.index, time.perf_counter()
-                stats[index].prompt_s = stats[index].prompt_s or now - started
-                stats[index].decode_s = now - started - stats[index].prompt_s
-                stats[index].cached_tokens = step.request.cached_tokens
-                stats[index].completion_tokens = len(step.request.output)
-                piece = answers[index].push(step)
-                yield piece if piece.finish_reason is None else replace(piece, stats=stats[index])
-            for request in requests:
-                if request.params.max_tokens == 0:  # nothing was generated, and that is an answer too
-                    yield Piece("", request.index, finish_reason=request.finish_reason, stats=stats[request.index])
+                yield answers[step.request.index].push(step)
+            for answer in answers:
+                if answer.request.params.max_tokens == 0:  # nothing was generated, and that is an answer too
+                    yield answer.ended()
 
         return pieces()
 
@@ -281,18 +293,23 @@ class LLM:
         self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format
     ) -> list[Completion]:
         n = (params or self.default_params).n
-        choices = [Choice(number % n) for number in range(len(prompts) * n)]
-        stats = [Stats() for _ in choices]
-        for piece in self._stream(prompts, params, format):
-            choice = choices[piece.index]
-            choice.text += piece.text
-            choice.token_ids += piece.token_ids
-            if piece.logprobs:
-                choice.logprobs = [*(choice.logprobs or []), *piece.logprobs]
-            if piece.stats is not None:
-                choice.finish_reason, choice.error = piece.finish_reason, piece.error
-                stats[piece.index] = piece.stats
-        return [Completion(choices[i * n : (i + 1) * n], len(ids), stats[i * n]) for i, ids in enumerate(prompts)]
+        return collect(self._stream(prompts, params, format), [len(ids) for ids in prompts], n)
+
+
+def collect(pieces: Iterable[Piece], prompt_tokens: Sequence[int], n: int) -> list[Completion]:
+    """Whole answers out of their pieces: one Completion a prompt, with ``n`` choices each."""
+    choices = [Choice(number % n) for number in range(len(prompt_tokens) * n)]
+    stats = [Stats() for _ in choices]
+    for piece in pieces:
+        choice = choices[piece.index]
+        choice.text += piece.text
+        choice.token_ids += piece.token_ids
+        if piece.logprobs:
+            choice.logprobs = [*(choice.logprobs or []), *piece.logprobs]
+        if piece.stats is not None:
+            choice.finish_reason, choice.error = piece.finish_reason, piece.error
+            stats[piece.index] = piece.stats
+    return [Completion(choices[i * n : (i + 1) * n], count, stats[i * n]) for i, count in enumerate(prompt_tokens)]
 
 
 def default_params(modelfile: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingParams:

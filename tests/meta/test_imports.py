@@ -21,6 +21,9 @@ HEAVY = {
     "httpx",
     "huggingface_hub",
     "pydantic",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
     "prompt_toolkit",
 }
 

@@ -11,7 +11,6 @@ import tiny
 from tokenmill import LLM, SamplingParams
 from tokenmill.core.errors import UsageError
 from tokenmill.llm import OLLAMA_DEFAULTS, default_params
-from tokenmill.text import grammar
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ class Guides:
         self.fails = False
 
     def from_format(self, _: object) -> Guides:
-        return self
+        return Guides()
 
     def copy(self) -> Guides:
         made = Guides()
@@ -95,7 +94,7 @@ class Guides:
 
 def test_a_fault_ends_one_answer_and_a_lone_answer_raises_it(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     free = llm.generate("w5 w1", GREEDY)
-    monkeypatch.setattr(grammar, "GuideFactory", Guides)
+    monkeypatch.setattr(llm, "guides", Guides())
     broken, fine = llm.generate(["w5 w1", "w5 w1"], GREEDY, format="json")
     assert (broken.finish_reason, broken.token_ids) == ("error", free.token_ids[:2])
     assert "too complex" in str(broken.choices[0].error)

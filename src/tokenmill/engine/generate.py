@@ -87,8 +87,9 @@ def next_step(request: Request, sampler: Sampler, logits_V: torch.Tensor, limit:
         token, logprobs = sampler(logits_V)
         if request.guide is not None:
             request.guide.accept(token)
-    except TokenmillError as error:
-        request.error = error
+    except Exception as error:
+        known = isinstance(error, TokenmillError)
+        request.error = error if known else TokenmillError(f"no token could be chosen: {type(error).__name__}: {error}")
         request.finish("error")
         return Step(request, None, None, request.finish_reason)
     request.output.append(token)
