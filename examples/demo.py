@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -129,6 +130,45 @@ def measure_it(stage: Stage) -> str:
     return f"perplexity {result['ppl']:.2f}"
 
 
+def serve_it(stage: Stage) -> str:
+    """The server as a process of its own, asked through HTTP as any OpenAI client would, then ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["serve", MODEL, "--port", str(port)]
+    stage.commands.append("tokenmill " + shlex.join(words))
+    with subprocess.Popen([sys.executable, "-m", "tokenmill", *words], cwd=HERE, stdout=subprocess.DEVNULL) as server:
+        try:
+            return _ask_over_http(stage, server, f"http://127.0.0.1:{port}")
+        finally:
+            server.terminate()
+
+
+def _ask_over_http(stage: Stage, server: subprocess.Popen[bytes], base: str) -> str:
+    import httpx
+
+    begin = time.perf_counter()
+    while True:
+        try:
+            httpx.get(f"{base}/health", timeout=5).raise_for_status()
+            break
+        except httpx.HTTPError as error:
+            if server.poll() is not None or time.perf_counter() - begin > 120:
+                raise StageFailedError(f"the server does not answer: {error}") from error
+            time.sleep(0.2)
+    stage.figure("ready after", f"{time.perf_counter() - begin:.1f} s")
+    body = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 64}
+    stage.commands.append(f"curl {base}/v1/chat/completions -d {shlex.quote(json.dumps(body))}")
+    answered = httpx.post(f"{base}/v1/chat/completions", json=body, timeout=120)
+    if answered.status_code != 200:
+        raise StageFailedError(f"the server answered {answered.status_code}: {answered.text[:200]}")
+    stage.quote = answered.json()["choices"][0]["message"]["content"]
+    stage.figure("tokens", str(answered.json()["usage"]["total_tokens"]))
+    if "Paris" not in stage.quote:
+        raise StageFailedError(f"the answer does not name Paris: {stage.quote!r}")
+    return "Paris, over HTTP"
+
+
 STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
     ("The machine", "What there is to work with.", look_at_the_machine),
     ("Pull", "A real instruct model into the store, every byte checked.", get_a_model),
@@ -136,6 +176,7 @@ STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
     ("Ask", QUESTION, ask_it),
     ("Customise", "A Modelfile gives it a system message and its own sampling.", give_it_a_role),
     ("Measure", "Perplexity of the opening of Alice in Wonderland, windows as llama.cpp takes them.", measure_it),
+    ("Serve", "The same question to a server, in OpenAI's protocol.", serve_it),
 ]
 
 

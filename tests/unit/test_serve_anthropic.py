@@ -19,7 +19,7 @@ from tokenmill.serve.anthropic import error_body, fields
 from tokenmill.serve.anthropic.answers import Answer, server_sent
 from tokenmill.serve.anthropic.prompt import template_messages, thinking_of
 from tokenmill.serve.errors import HTTPError
-from tokenmill.serve.openai.tools import ChoiceReader, ToolUse
+from tokenmill.serve.tools import ChoiceReader, ToolUse
 from tokenmill.serve.worker import Ticket
 from tokenmill.store import Store
 

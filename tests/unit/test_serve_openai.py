@@ -20,7 +20,7 @@ from tokenmill.engine import engine
 from tokenmill.engine.request import Request, Step
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.llm import LLM
-from tokenmill.serve.openai.tools import ChoiceReader, tool_use
+from tokenmill.serve.tools import ChoiceReader, tool_use
 
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\nCall with <tool_call>{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML

@@ -1,8 +1,8 @@
 """``tokenmill serve``: the server, until it is told to stop.
 
-Models named here are fetched if they are missing, loaded before the server answers, and kept while there is room; any other model of the
-store is loaded when somebody asks for it. Keys come from ``--api-key``, ``TOKENMILL_API_KEY`` (which other programs of
-this machine cannot see) and, hashed, from the file ``api-keys`` in tokenmill's folder.
+Models named here are fetched if they are missing, loaded before the server answers, and kept while there is room; any
+other model of the store is loaded when somebody asks for it. Keys come from ``--api-key``, ``TOKENMILL_API_KEY`` (which
+other programs of this machine cannot see) and, hashed, from the file ``api-keys`` in tokenmill's folder.
 """
 
 from __future__ import annotations

@@ -88,8 +88,9 @@ def next_step(request: Request, sampler: Sampler, logits_V: torch.Tensor, limit:
         if request.guide is not None:
             request.guide.accept(token)
     except Exception as error:
-        known = isinstance(error, TokenmillError)
-        request.error = error if known else TokenmillError(f"no token could be chosen: {type(error).__name__}: {error}")
+        if not isinstance(error, TokenmillError):
+            error = TokenmillError(f"no token could be chosen: {type(error).__name__}: {error}")
+        request.error = error
         request.finish("error")
         return Step(request, None, None, request.finish_reason)
     request.output.append(token)

@@ -19,8 +19,8 @@ from tokenmill.core.log import get_logger
 from tokenmill.llm import Piece, Stats
 from tokenmill.serve.anthropic.errors import error_body
 from tokenmill.serve.errors import UnavailableError
-from tokenmill.serve.openai.tools import ChoiceReader
 from tokenmill.serve.reading import Part
+from tokenmill.serve.tools import ChoiceReader
 from tokenmill.serve.worker import Ticket
 
 Event = dict[str, Any]

@@ -13,7 +13,7 @@ from tokenmill.serve.anthropic import fields
 from tokenmill.serve.anthropic.answers import Answer, server_sent
 from tokenmill.serve.anthropic.prompt import prompt_ids, tools_of
 from tokenmill.serve.disconnect import unless_disconnected
-from tokenmill.serve.openai.tools import ChoiceReader
+from tokenmill.serve.tools import ChoiceReader
 
 router = APIRouter()
 

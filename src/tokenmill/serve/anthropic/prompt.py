@@ -12,8 +12,8 @@ from typing import Any
 from tokenmill.core.errors import UsageError
 from tokenmill.llm import LLM
 from tokenmill.serve.anthropic import fields
-from tokenmill.serve.openai.tools import ToolUse, tool_use
 from tokenmill.serve.prompting import Thinking, capabilities, chat_ids, template_of
+from tokenmill.serve.tools import ToolUse, tool_use
 
 _BILLING = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n*", re.IGNORECASE)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}

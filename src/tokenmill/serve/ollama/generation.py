@@ -19,9 +19,9 @@ from tokenmill.llm import LLM, Format
 from tokenmill.serve.disconnect import unless_disconnected
 from tokenmill.serve.ollama import fields, options
 from tokenmill.serve.ollama.answers import NDJSON, Answer, Chunk, ndjson, now
-from tokenmill.serve.openai.tools import ChoiceReader, tool_use
 from tokenmill.serve.prompting import capabilities, chat_ids, template_of
 from tokenmill.serve.reading import AnswerReader
+from tokenmill.serve.tools import ChoiceReader, tool_use
 from tokenmill.serve.worker import Worker
 from tokenmill.text.go_template import GoTemplate
 

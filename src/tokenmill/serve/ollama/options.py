@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmill.core.errors import OutOfContextError, UsageError, did_you_mean
-from tokenmill.engine.sampling_params import SamplingParams
-from tokenmill.llm import LLM, OLLAMA_NAMES
+from tokenmill.engine.sampling_params import SamplingParams, from_ollama
+from tokenmill.llm import LLM
 from tokenmill.store import parameters
 
 
@@ -35,11 +35,7 @@ def checked(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def sampling(llm: LLM, options: Mapping[str, Any], logprobs: int | None) -> SamplingParams:
     """The model's own parameters with the checked `options` over them."""
-    named = {OLLAMA_NAMES.get(name, name): value for name, value in options.items() if name != "num_ctx"}
-    for name in ("max_tokens", "seed"):
-        if named.get(name, 0) < 0:
-            named[name] = None  # -1: until the model ends; a new seed each time
-    return replace(llm.default_params, **named, logprobs=logprobs)
+    return replace(llm.default_params, **from_ollama(options), logprobs=logprobs)
 
 
 def within(params: SamplingParams, num_prompt: int, num_ctx: int | None) -> SamplingParams:

@@ -21,9 +21,9 @@ from tokenmill.llm import LLM, Choice
 from tokenmill.serve.errors import FieldError, UnavailableError
 from tokenmill.serve.openai import wire
 from tokenmill.serve.openai.schemas import ChatRequest, Message
-from tokenmill.serve.openai.tools import ChoiceReader, call_body, tool_use
 from tokenmill.serve.prompting import Thinking, chat_ids, template_of
 from tokenmill.serve.reading import Part
+from tokenmill.serve.tools import ChoiceReader, call_body, tool_use
 from tokenmill.serve.worker import Ticket
 from tokenmill.text.thinking import writes_thinking
 

@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tokenmill.serve.openai.tools import call_body
 from tokenmill.serve.reading import Part
+from tokenmill.serve.tools import call_body
 from tokenmill.text.tool_calls import ToolCall
 
 Event = dict[str, Any]

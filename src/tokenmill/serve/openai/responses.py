@@ -23,8 +23,8 @@ from tokenmill.serve.openai.chat import arguments
 from tokenmill.serve.openai.errors import error_body
 from tokenmill.serve.openai.response_items import Items
 from tokenmill.serve.openai.responses_schemas import FunctionCall, FunctionCallOutput, InputText, ResponsesRequest
-from tokenmill.serve.openai.tools import ChoiceReader, tool_use
 from tokenmill.serve.prompting import chat_ids
+from tokenmill.serve.tools import ChoiceReader, tool_use
 from tokenmill.serve.worker import Ticket
 
 router = APIRouter()

@@ -15,8 +15,8 @@ from tokenmill.serve.errors import FieldError
 from tokenmill.serve.openai import wire
 from tokenmill.serve.openai.chat import template_message
 from tokenmill.serve.openai.schemas import Message, Strict, TokenId, Tool
-from tokenmill.serve.openai.tools import tool_use
 from tokenmill.serve.prompting import chat_ids
+from tokenmill.serve.tools import tool_use
 
 router = APIRouter()
 
