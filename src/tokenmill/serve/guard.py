@@ -34,6 +34,7 @@ from tokenmill.serve.settings import ServerSettings, is_loopback
 log = get_logger(__name__)
 OPEN_PATHS = ("/health", "/health/live")
 UPLOADS = "/api/blobs/"
+JSON_PATHS = ("/api/", "/v1/")
 BODY_PAUSE_S = 60.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -92,6 +93,9 @@ class Guard:
 
         try:
             self._check(scope, headers, state)
+            if scope["path"].startswith(JSON_PATHS):
+                # curl's -d calls its body a form, and every example in Ollama's documentation is such a call
+                MutableHeaders(scope=scope)["content-type"] = "application/json"
             await self.app(scope, self._measured(scope, headers, receive), tell)
         except TokenmillError as error:
             await self.refuse(scope["path"], error)(scope, receive, tell)
