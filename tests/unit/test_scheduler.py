@@ -116,3 +116,24 @@ def test_a_pool_that_is_wrong_is_noticed() -> None:
     pool._free.append(pool._free[0])
     with pytest.raises(AssertionError, match="twice"):
         pool.check()
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_shared_beginning_is_computed_once(caching: bool) -> None:
+    """200 requests that share 1,000 tokens: how many positions go through the model until each has its first token."""
+    scheduler = Scheduler(BlockPool(20_000, 16), max_running=256, prefix_caching=caching)
+    shared = list(range(1000))
+    for number in range(200):
+        scheduler.add(Request([*shared, *[2000 + number] * 20], SamplingParams(max_tokens=1)))
+    positions = 0
+    while work := scheduler.schedule(now=0.0):
+        positions += sum(piece.count for piece in work)
+        scheduler.computed(work)
+        for piece in work:
+            if piece.last:
+                piece.sequence.request.finish("length")
+    assert scheduler.pool.used == 0
+    if caching:
+        assert positions <= 200 * 1020 / 5
+    else:
+        assert positions == 200 * 1020
