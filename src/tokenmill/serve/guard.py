@@ -35,6 +35,7 @@ log = get_logger(__name__)
 OPEN_PATHS = ("/health", "/health/live")
 UPLOADS = "/api/blobs/"
 JSON_PATHS = ("/api/", "/v1/")
+FORM = "application/x-www-form-urlencoded"
 BODY_PAUSE_S = 60.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -93,8 +94,9 @@ class Guard:
 
         try:
             self._check(scope, headers, state)
-            if scope["path"].startswith(JSON_PATHS):
-                # curl's -d calls its body a form, and every example in Ollama's documentation is such a call
+            if scope["path"].startswith(JSON_PATHS) and headers.get("content-type", "").startswith(FORM):
+                # curl -d calls its body a form, as in every example of Ollama's documentation. A page that sends a
+                # form names its origin, and was refused above.
                 MutableHeaders(scope=scope)["content-type"] = "application/json"
             await self.app(scope, self._measured(scope, headers, receive), tell)
         except TokenmillError as error:
