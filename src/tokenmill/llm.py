@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tokenmill.adapt.lora import fold_lora
-from tokenmill.core.errors import TokenmillError, UsageError
+from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError
 from tokenmill.engine.embed import embed
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
@@ -153,9 +153,9 @@ class LLM:
     """A language model on this machine.
 
     ``model``: a store name (pulled if it is missing), a Hugging Face folder, a ``.gguf`` file, or what a store resolved
-    already (nothing is looked up then). ``adapter``: a
-    LoRA adapter (PEFT folder or GGUF) folded into it, after those of its Modelfile. ``ctx_size``: tokens of prompt and
-    answer together (default: the Modelfile's ``num_ctx``, else what the model can do).
+    already (nothing is looked up then). ``adapter``: a LoRA adapter (PEFT folder or GGUF) folded into it, after those
+    of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
+    what the model can do).
     """
 
     def __init__(
@@ -174,12 +174,15 @@ class LLM:
             model = (store or Store()).resolve(str(model), pull=True, progress=progress)
         self.files = model
         self.name = self.files.name
+        adapters = [*self.files.adapters, *([Path(adapter)] if adapter is not None else [])]
+        if missing := [str(path) for path in adapters if not path.exists()]:
+            raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
         file = open_tensors(self.files.path)
         self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"), file)
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
             tokenizer = pool.submit(tokenizer_from_file, file)
             loaded = model_from_file(file, device=device, dtype=dtype)
-        for path in [*self.files.adapters, *([Path(adapter)] if adapter is not None else [])]:
+        for path in adapters:
             fold_lora(loaded, path)
         self.model = loaded.decoder
         self.engine = Engine(self.model, max_length=self.ctx_size, max_waiting=sys.maxsize)
@@ -205,6 +208,8 @@ class LLM:
         format: Format = None,
     ) -> Completion:
         """Answer a conversation, rendered with the model's own chat template."""
+        if isinstance(messages, str):
+            raise UsageError("chat takes a list of messages with role and content; generate continues a text")
         return self._complete([self.prompt_ids(messages, tools)], params, format)[0]
 
     @overload
@@ -274,6 +279,8 @@ class LLM:
         ]
 
     def _stream(self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format) -> Iterator[Piece]:
+        if params is not None and not isinstance(params, SamplingParams):
+            raise UsageError(f"params must be one SamplingParams for all prompts, not {type(params).__name__}")
         requests = self.requests(prompts, params or self.default_params, format)
         steps = self.engine.run(requests)  # checks now, so that a bad prompt fails here
 
@@ -292,7 +299,7 @@ class LLM:
     def _complete(
         self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format
     ) -> list[Completion]:
-        n = (params or self.default_params).n
+        n = params.n if isinstance(params, SamplingParams) else self.default_params.n
         return collect(self._stream(prompts, params, format), [len(ids) for ids in prompts], n)
 
 

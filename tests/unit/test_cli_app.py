@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -129,3 +130,14 @@ def test_a_terminal_of_few_characters_is_no_error() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\na?\n")
+
+
+def test_a_template_that_cannot_run_is_refused_before_anything_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOKENMILL_HOME", str(tmp_path))
+    modelfile = tmp_path / "Modelfile"
+    for source in ("{{ .Prompt | foo }}{{ .Response }}", "{% for %}"):
+        modelfile.write_text(f'FROM nothing\nTEMPLATE """{source}"""\n', encoding="utf-8")
+        assert cli.main(["create", "broken", "-f", str(modelfile)]) == 1
+        assert "template" in capsys.readouterr().err.lower()

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import tiny
 from tokenmill import LLM, SamplingParams
-from tokenmill.core.errors import UsageError
+from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.llm import OLLAMA_DEFAULTS, default_params
 
 
@@ -117,3 +117,12 @@ def test_a_context_the_model_cannot_do_is_refused(llm: LLM) -> None:
     assert LLM(llm.files.path, ctx_size=64).ctx_size == 64
     with pytest.raises(UsageError, match="1 to 128"):
         LLM(llm.files.path, ctx_size=129)
+
+
+def test_mistakes_of_python_users_are_told(llm: LLM) -> None:
+    with pytest.raises(UsageError, match="list of messages"):
+        llm.chat("hello")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="one SamplingParams"):
+        llm.generate(["a", "b"], [SamplingParams()])  # type: ignore[call-overload]
+    with pytest.raises(NotFoundError, match="nowhere: no such file"):
+        LLM(llm.files, adapter="nowhere")

@@ -11,6 +11,8 @@ import typer
 from tokenmill.cli.output import Json, PullProgress, emit, summary, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.store import Store
+from tokenmill.store.modelfile import parse_modelfile
+from tokenmill.text.any_template import check_template
 
 app = verb()
 
@@ -41,6 +43,7 @@ def create(
 ) -> None:
     """Make a model from a Modelfile."""
     text, base_dir = _read(file)
+    check_template(parse_modelfile(text, file).template)
     with PullProgress() as progress:
         files = Store().create(name, text, base_dir, progress)
     emit({"status": "success", **summary(files)}, as_json, f"created {files.name}")

@@ -34,7 +34,7 @@ from tokenmill.serve.settings import ServerSettings, is_loopback
 log = get_logger(__name__)
 OPEN_PATHS = ("/health", "/health/live")
 UPLOADS = "/api/blobs/"
-JSON_PATHS = ("/api/", "/v1/")
+JSON_PATHS = ("/api/", "/v1/", "/tokenize", "/detokenize")
 FORM = "application/x-www-form-urlencoded"
 BODY_PAUSE_S = 60.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")

@@ -88,6 +88,8 @@ def adapter_layers(library: Library, path: Path, number: int, progress: Progress
         if not is_gguf(path):
             raise FormatError(path, "first 4 bytes", "not a GGUF file; ADAPTER takes GGUF or a PEFT folder")
         return [link_layer(library, path, m.ADAPTER, {}, progress)]
+    if not path.exists():
+        raise NotFoundError(f"adapter {path}: no such file or folder")
     missing = [name for name in _ADAPTER_NAMES if not (path / name).is_file()]
     if missing:
         raise NotFoundError(f"adapter {path}: not a GGUF file, and as a PEFT folder it lacks {' and '.join(missing)}")

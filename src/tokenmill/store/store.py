@@ -94,6 +94,7 @@ class Store:
         name = _new_name(target)
         stored = self._find(parse_reference(source))
         if stored is None:
+            self.resolve(source)  # on this machine already, or an error: a copy fetches nothing
             self._create(name, Modelfile(base=source), silent)
         else:
             self.library.files(stored)
@@ -217,8 +218,8 @@ class Store:
         )
 
     def _near(self, reference: Reference) -> str:
-        others = [name for name in self.known_names() if name != reference.text]
-        near = difflib.get_close_matches(reference.text, others, n=3, cutoff=0.5)
+        others = sorted({name for name in self.known_names() if name != reference.text})
+        near = difflib.get_close_matches(reference.text, others, n=3)
         return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 

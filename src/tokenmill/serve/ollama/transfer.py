@@ -29,6 +29,7 @@ from tokenmill.store import parameters as params
 from tokenmill.store.modelfile import Modelfile, write_modelfile
 from tokenmill.store.names import check_digest, check_file_name, parse_reference
 from tokenmill.store.progress import Progress
+from tokenmill.text.any_template import check_template
 
 router = APIRouter()
 REPORT_EVERY_S = 0.1
@@ -178,6 +179,7 @@ def _modelfile(body: fields.Create) -> Modelfile:
         for message, given in zip(messages, body.messages or [], strict=True)
     ):
         raise UsageError("messages: a model can bring texts of system, user and assistant, not tool calls")
+    check_template(body.template)
     return Modelfile(
         base="",
         parameters=kept,
