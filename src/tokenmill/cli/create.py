@@ -11,7 +11,6 @@ import typer
 from tokenmill.cli.output import Json, PullProgress, emit, summary, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.store import Store
-from tokenmill.store.modelfile import parse_modelfile
 from tokenmill.text.any_template import check_template
 
 app = verb()
@@ -43,7 +42,6 @@ def create(
 ) -> None:
     """Make a model from a Modelfile."""
     text, base_dir = _read(file)
-    check_template(parse_modelfile(text, file).template)
     with PullProgress() as progress:
-        files = Store().create(name, text, base_dir, progress)
+        files = Store().create(name, text, base_dir, progress, check_template=check_template)
     emit({"status": "success", **summary(files)}, as_json, f"created {files.name}")

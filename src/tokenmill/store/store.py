@@ -8,7 +8,7 @@ name's prefix says, and Ollama's registry for plain names, as in Ollama.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,10 +113,23 @@ class Store:
             )
         raise self._not_found(reference)
 
-    def create(self, name: str, modelfile_text: str, base_dir: Path, progress: Progress | None = None) -> ModelFiles:
-        """Make a model from a Modelfile; its relative paths start at `base_dir`. FROM is fetched if it is not here."""
+    def create(
+        self,
+        name: str,
+        modelfile_text: str,
+        base_dir: Path,
+        progress: Progress | None = None,
+        *,
+        check_template: Callable[[str], None] | None = None,
+    ) -> ModelFiles:
+        """Make a model from a Modelfile; its relative paths start at `base_dir`. FROM is fetched if it is not here.
+
+        `check_template` raises what is wrong with a TEMPLATE, before anything is stored: this layer knows no templates.
+        """
         target, progress = _new_name(name), progress or silent
         modelfile = parse_modelfile(modelfile_text)
+        if check_template is not None and modelfile.template is not None:
+            check_template(modelfile.template)
         for warning in modelfile.warnings:
             progress(f"warning: {warning}")
             _log.warning("%s", warning)

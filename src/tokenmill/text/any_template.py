@@ -6,7 +6,6 @@ from tokenmill.text.chat_template import ChatTemplate
 from tokenmill.text.go_template import GoTemplate, looks_like_go
 
 
-def check_template(source: str | None) -> None:
+def check_template(source: str) -> None:
     """Raise TemplateError if this could never render: a Modelfile's mistake is said when the model is made."""
-    if source is not None:
-        GoTemplate(source) if looks_like_go(source) else ChatTemplate(source)
+    GoTemplate(source) if looks_like_go(source) else ChatTemplate(source)

@@ -179,7 +179,6 @@ def _modelfile(body: fields.Create) -> Modelfile:
         for message, given in zip(messages, body.messages or [], strict=True)
     ):
         raise UsageError("messages: a model can bring texts of system, user and assistant, not tool calls")
-    check_template(body.template)
     return Modelfile(
         base="",
         parameters=kept,
@@ -199,7 +198,7 @@ def _create(store: Store, body: fields.Create, modelfile: Modelfile, progress: P
         base = body.from_ or _linked(store, Path(folder) / "model", body.files or {})
         adapters = [_linked(store, Path(folder) / "adapter", body.adapters)] if body.adapters else []
         text = write_modelfile(replace(modelfile, base=base, adapters=adapters))
-        store.create(body.model, text, Path(folder), progress)
+        store.create(body.model, text, Path(folder), progress, check_template=check_template)
 
 
 def _linked(store: Store, folder: Path, files: dict[str, str]) -> str:
