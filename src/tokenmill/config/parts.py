@@ -1,0 +1,137 @@
+"""The nested parts of a recipe: data, shape of a new model, adapter, corruption.
+
+As everywhere in ``config``: pydantic, strict, unknown keys are errors, the text under a field is its documentation,
+None means "derived" where the text says from what.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+Format = Literal["auto", "text", "completion", "messages", "alpaca", "sharegpt"]
+
+
+class Part(BaseModel):
+    """What every part of a recipe has in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Part):
+    """One of several sources of data."""
+
+    path: str
+    """A file (.jsonl, .parquet, .txt; .gz and .zst of the text ones), a folder of such files, or a pattern."""
+    weight: Positive = 1.0
+    """How often an epoch passes over it: 2.0 twice, 0.5 over a fixed half, chosen by ``data.seed``."""
+
+
+class DataConfig(Part):
+    """What is learned from, how its rows become tokens, and what happens to rows that are not as they should be."""
+
+    path: str | list[str | Source] | None = None
+    """A file, a folder, a pattern, or several with weights. ``data=FILE`` on the command line means this."""
+    eval: str | list[str | Source] | None = None
+    """Held-out data of its own; without it ``eval_share`` of ``path`` is held out."""
+    eval_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of the documents held out for evaluation when ``eval`` is not given, chosen by a hash of ``seed`` and
+    document: adding data moves nothing from one side to the other. A single text is cut at its end instead."""
+    format: Format = "auto"
+    """What the rows are; ``auto`` recognises each by its keys."""
+    text_field: str = "text"
+    """The key of plain text rows."""
+    train_on: Literal["auto", "all", "assistant", "last"] = "auto"
+    """Which tokens are learned: all, what the assistant says (tool calls included), or only its last turn. ``auto``:
+    all for plain text, assistant for prompts and conversations."""
+    chat_template: str | None = None
+    """Jinja source or a name among the model's templates; without it the model's own."""
+    truncate: Literal["auto", "end", "start", "split", "drop", "error"] = "auto"
+    """What happens to a document longer than ``seq_len``: its end or its start is cut off, it is split into several
+    without loss, dropped, or the run refused. ``auto``: split for plain text, end otherwise. All of it is counted."""
+    masked: Literal["error", "drop"] = "error"
+    """A row whose labels are all masked (after truncation too): the run is refused and shows it, or it is dropped."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Rows that are equal to an earlier one; they are counted either way."""
+    leakage: Literal["drop", "keep", "error"] = "drop"
+    """Training rows that the evaluation has too."""
+    max_broken: Share = 0.01
+    """Share of rows that may be unreadable; they are put aside, counted and named. Above it the run is refused."""
+    add_eos: bool = True
+    """End every plain text and completion with the end token, so that the model learns to stop."""
+    seed: int = 0
+    """Of the held-out share and of weights below 1; apart from the run's ``seed``, so that runs compare."""
+    cache: bool = True
+    """Keep the tokens in ``TOKENMILL_HOME/cache/data``, memory-mapped, for the next run over the same files."""
+
+
+class Shape(Part):
+    """The new model of a pretraining run; what is None is derived from ``size`` and the data."""
+
+    family: Literal["llama", "qwen3", "bert", "t5"] = "llama"
+    """The architecture: decoder (llama, qwen3 with its normalised queries and keys), encoder (bert), both (t5)."""
+    vocab_size: Count | None = None
+    """Rows of the embedding; derived: the tokenizer's size, rounded up to a multiple of 64."""
+    hidden_size: Count | None = None
+    num_layers: Count | None = None
+    num_heads: Count | None = None
+    num_kv_heads: Count | None = None
+    """Fewer than ``num_heads`` shares keys and values between heads."""
+    mlp_size: Count | None = None
+    """Width of the feed-forward part."""
+    max_position: Count | None = None
+    """Longest context, in tokens; derived from ``seq_len``."""
+    rope_theta: Positive = 10000.0
+    tied_embeddings: bool = True
+    """The output matrix is the embedding: at small sizes it would be half of the model."""
+    init_std: Positive = 0.02
+    """Standard deviation of new weights, a normal cut at 3 sigma; residual outputs are divided by sqrt(2 layers)
+    (GPT-2, OLMo)."""
+
+
+class AdapterConfig(Part):
+    """A small trainable part over a frozen model."""
+
+    kind: Literal["lora", "dora", "prefix", "prompt", "ia3", "bottleneck"] = "lora"
+    rank: Count = 16
+    """LoRA, DoRA: columns of A and rows of B."""
+    alpha: Positive = 32.0
+    """LoRA, DoRA: the product is scaled by alpha/rank (alpha/sqrt(rank) with ``rslora``)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the adapter's inputs that is dropped while training."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(rank), which keeps high ranks learning (Kalajdzievski 2023, arXiv 2312.03732)."""
+    lora_plus: Positive = 1.0
+    """B learns this many times as fast as A (LoRA+, arXiv 2402.12354, recommends 16); 1 is plain LoRA."""
+    targets: str | list[str] = "all-linear"
+    """Which linear layers: ``all-linear`` (never the output matrix), or names such as ``[q_proj, v_proj]``."""
+    layers: list[int] | None = None
+    """Only these layers, counted from 0; None is all."""
+    virtual_tokens: Count = 20
+    """Prefix and prompt tuning: positions that are learned."""
+    init_text: str | None = None
+    """Prefix and prompt tuning: begin as the model reads this text (repeated or cut to ``virtual_tokens``)."""
+    bottleneck_size: Count = 64
+    """Bottleneck adapters: width of the narrow layer (Houlsby 2019, arXiv 1902.00751)."""
+    new_tokens: list[str] = Field(default_factory=list)
+    """Tokens added to the vocabulary; of the embedding only their rows are trained."""
+    train_also: list[str] = Field(default_factory=list)
+    """Modules trained whole and stored with the adapter (PEFT's ``modules_to_save``)."""
+
+
+class CorruptConfig(Part):
+    """How masked language modelling and span corruption spoil the text that is to be restored."""
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Of tokens that are masked (BERT) or lie in spans (T5)."""
+    mask_share: Share = 0.8
+    """MLM: chosen tokens that become the mask token (BERT: 0.8)."""
+    random_share: Share = 0.1
+    """MLM: chosen tokens that become a random one (BERT: 0.1); the rest stays as it is."""
+    span_length: Annotated[float, Field(ge=1.0)] = 3.0
+    """Span corruption: mean tokens of a span (T5: 3)."""

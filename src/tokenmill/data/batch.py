@@ -1,0 +1,91 @@
+"""What a training step is given: documents one after the other in one row of tokens, without padding.
+
+Attention and positions are isolated by ``lengths`` (:class:`tokenmill.nn.context.Packed`), so a packed document sees
+exactly what it would see alone. Labels are shifted when a batch is made, where the borders of documents are known: no
+label reaches across one. Axes: T tokens of all documents together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NO_LABEL = -100
+"""The label of a token whose successor costs nothing; cross-entropy's own sign for it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document (or a piece of a long one) on its way into a batch. Both arrays are int64 and equally long.
+
+    ``labels[t]`` is what should follow ``tokens[t]``, NO_LABEL where that costs nothing.
+    """
+
+    index: int
+    """Its place in the data set, the same in every epoch, run and process."""
+    tokens: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one process."""
+
+    tokens_T: Tensor
+    """int64; all documents one after the other."""
+    labels_T: Tensor
+    """int64; ``labels_T[t]`` is what should follow ``tokens_T[t]`` (what stands there, for masked language models)."""
+    lengths: list[int]
+    """Tokens of every document; their sum is T."""
+    indices: list[int]
+    """``Sample.index`` of every document: what reports name and what a roll back passes over."""
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Batch:
+        """Pack `samples` in their order."""
+        return cls(
+            tokens_T=torch.from_numpy(np.concatenate([sample.tokens for sample in samples]).astype(np.int64)),
+            labels_T=torch.from_numpy(np.concatenate([sample.labels for sample in samples]).astype(np.int64)),
+            lengths=[len(sample) for sample in samples],
+            indices=[sample.index for sample in samples],
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that count in the loss: what the sum of losses is divided by."""
+        return int((self.labels_T != NO_LABEL).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return replace(self, tokens_T=self.tokens_T.to(device), labels_T=self.labels_T.to(device))
+
+
+@dataclass
+class PairBatch:
+    """A micro-batch for an encoder and a decoder: document i of ``source`` goes with document i of ``target``."""
+
+    source: Batch
+    """What the encoder reads; it has no labels."""
+    target: Batch
+    """What the decoder is given, and its labels."""
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens of the target that count in the loss."""
+        return self.target.num_labels
+
+    @property
+    def indices(self) -> list[int]:
+        """``Sample.index`` of every document."""
+        return self.target.indices
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same batch with its tensors on `device`."""
+        return PairBatch(self.source.to(device), self.target.to(device))
