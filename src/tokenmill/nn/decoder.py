@@ -18,6 +18,7 @@ from tokenmill.nn.mlp import MLP
 from tokenmill.nn.moe import MoE
 from tokenmill.nn.norm import Norm
 from tokenmill.nn.rope import Rotary
+from tokenmill.ops.cross_entropy import finish_logits
 from tokenmill.ops.linear import linear
 
 
@@ -77,11 +78,7 @@ class Decoder(nn.Module):
     def logits(self, hidden_TC: Tensor) -> Tensor:
         """Scores over the vocabulary, [T, V] in the weights' dtype. Pass only the rows that are needed."""
         logits_TV = linear(hidden_TC, self.embed.weight) if self.head is None else self.head(hidden_TC)
-        if self.config.logit_scale != 1.0:
-            logits_TV = logits_TV * self.config.logit_scale
-        if self.config.logit_softcap is not None:
-            logits_TV = self.config.logit_softcap * torch.tanh(logits_TV / self.config.logit_softcap)
-        return logits_TV
+        return finish_logits(logits_TV, self.config.logit_scale, self.config.logit_softcap)
 
     def forward(self, tokens_T: Tensor, context: AttentionContext) -> Tensor:
         """Logits of every token, [T, V]."""

@@ -90,7 +90,7 @@ class Event:
 
     step: int
     kind: str
-    """``spike``, ``rollback``, ``not finite``, ``overflow``, ``checkpoint``, ``signal``, ``early stop``, ``warning``."""
+    """``spike``, ``rollback``, ``not finite``, ``overflow``, ``checkpoint``, ``signal``, ``early stop``, ``warning``"""
     message: str
     data: Mapping[str, Any] = field(default_factory=dict)
 

@@ -26,21 +26,11 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A value: no state that changes while training, so that a resumed run needs none."""
-
-    def count(self, batch: Any) -> int:
-        """What the loss of this batch will be divided by; known before the forward pass, as the whole step needs it."""
-        ...
+    """A value: it has no state that changes while training, so a resumed run needs none of it."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Loss:
-        """Forward pass and loss of one micro-batch; ``Loss.count`` equals :meth:`count`."""
+        """Forward pass and loss of one micro-batch; ``Loss.count`` is the batch's ``num_labels``.
+
+        The loop needs that number before the forward pass, for the whole step, so it is the batch that says it.
+        """
         ...
-
-
-IGNORED = -100
-"""The label of a token without a loss, as torch and Hugging Face have it."""
-
-
-def count_labels(labels_T: Tensor) -> int:
-    """How many labels count."""
-    return int((labels_T != IGNORED).sum())

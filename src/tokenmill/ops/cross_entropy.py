@@ -1,0 +1,216 @@
+"""Cross-entropy straight from hidden states: the scores over the vocabulary are never held all at once.
+
+2,048 tokens times 49,152 words are 400 MB in float32, and autograd keeps several copies; here a few hundred rows are
+scored at a time, their loss and their gradients taken at once, and the scores forgotten (as in Liger's and Apple's
+fused losses). Rows without a label are dropped before the product. The arithmetic between the product and the gradient
+is in float32 (float64 for float64 inputs).
+
+Axes: T tokens · N tokens that have a label · R rows of a chunk · C hidden size · V vocabulary.
+Sources: Gemma Team 2024 (soft-capping), Chowdhery et al. 2022, PaLM (z-loss), Hsu et al. 2024, Liger (chunked loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from tokenmill.ops.linear import linear
+from tokenmill.ops.registry import Op
+
+IGNORED = -100
+"""The label of a token without a loss, as torch and Hugging Face have it."""
+CHUNK_VALUES = 1 << 25
+"""Scores held at once: 64 MiB in bfloat16. Products of fewer rows are slower, and more of them read the weights."""
+CACHE_VALUES = 1 << 19
+"""Scores that a CPU takes through the softmax together, so that its passes over them stay in the cache."""
+
+
+class CrossEntropy(NamedTuple):
+    """``loss``: the sum over labelled tokens, z-loss included, with a gradient. The rest is for reports, detached:
+    ``nll_T`` each token's own negative log-likelihood (0 where there is no label), ``z_loss`` its sum."""
+
+    loss: Tensor
+    nll_T: Tensor
+    z_loss: Tensor
+
+
+def finish_logits(raw_TV: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """What follows the product with the head: ``softcap * tanh(scale * raw / softcap)``, each part where it is set."""
+    if scale != 1.0:
+        raw_TV = raw_TV * scale
+    return raw_TV if softcap is None else softcap * torch.tanh(raw_TV / softcap)
+
+
+def _slope(finished: Tensor, scale: float, softcap: float | None) -> Tensor | float:
+    """The derivative of :func:`finish_logits`, from what it returned."""
+    return scale if softcap is None else scale * (1.0 - (finished / softcap).square_())
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cross_entropy(logits_TV: Tensor, labels_T: Tensor, z_loss: float = 0.0) -> CrossEntropy:
+    """The plain loss, from all the scores."""
+    logits_TV = logits_TV.to(_wide(logits_TV.dtype))
+    counted_T = labels_T != IGNORED
+    lse_T = torch.logsumexp(logits_TV, -1)
+    picked_T = logits_TV.gather(-1, labels_T.where(counted_T, 0)[:, None])[:, 0]
+    # where(), not a product with 0: a row without a label may hold anything, also inf
+    nll_T = (lse_T - picked_T).where(counted_T, 0.0)
+    penalty = z_loss * lse_T.square().where(counted_T, 0.0).sum()
+    return CrossEntropy(nll_T.sum() + penalty, nll_T.detach(), penalty.detach())
+
+
+@Op
+def linear_cross_entropy(
+    hidden_TC: Tensor,
+    weight_VC: Tensor,
+    labels_T: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> CrossEntropy:
+    """Loss of ``finish_logits(hidden W^T + b, scale, softcap)`` against the labels (:data:`IGNORED`: none).
+
+    ``z_loss`` times the square of the log of the softmax's denominator is added for every labelled token.
+    """
+    raw_TV = linear(hidden_TC, weight_VC, bias_V)
+    return cross_entropy(finish_logits(raw_TV.to(_wide(raw_TV.dtype)), scale, softcap), labels_T, z_loss)
+
+
+@linear_cross_entropy.backend("chunked")
+def _chunked(
+    hidden_TC: Tensor,
+    weight_VC: Tensor,
+    labels_T: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> CrossEntropy:
+    rows_N = (labels_T != IGNORED).nonzero()[:, 0]
+    everything = len(rows_N) == len(labels_T)
+    hidden_NC, labels_N = (hidden_TC, labels_T) if everything else (hidden_TC[rows_N], labels_T[rows_N])
+    loss, nll_N, penalty = _Chunked.apply(hidden_NC, weight_VC, bias_V, labels_N, scale, softcap, z_loss)
+    nll_T = nll_N if everything else nll_N.new_zeros(len(labels_T)).index_copy_(0, rows_N, nll_N)
+    return CrossEntropy(loss, nll_T, penalty)
+
+
+class _Chunked(torch.autograd.Function):
+    """The gradients are taken in the forward pass, while a chunk's scores are at hand; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NC: Tensor,
+        weight_VC: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        scale: float,
+        softcap: float | None,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = _wide(hidden_NC.dtype)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        d_hidden_NC = torch.empty_like(hidden_NC) if needs_hidden else None
+        d_weight_VC = torch.zeros_like(weight_VC, dtype=wide) if needs_weight else None
+        d_bias_V = torch.zeros(len(weight_VC), dtype=wide, device=weight_VC.device) if needs_bias else None
+        nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wide)
+        lse_N = torch.empty_like(nll_N)
+        for rows in _chunks(len(hidden_NC), CHUNK_VALUES // len(weight_VC)):
+            hidden_RC = hidden_NC[rows]
+            scores_RV = linear(hidden_RC, weight_VC, bias_V)
+            wanted = needs_hidden or needs_weight or needs_bias
+            _softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, wanted)
+            if d_hidden_NC is not None:
+                torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
+            if d_weight_VC is not None:
+                d_weight_VC += scores_RV.t() @ hidden_RC
+            if d_bias_V is not None:
+                d_bias_V += scores_RV.sum(0, dtype=wide)
+        penalty = z_loss * lse_N.square().sum()
+        ctx.d_hidden_NC = d_hidden_NC
+        ctx.d_weight_VC = None if d_weight_VC is None else d_weight_VC.to(weight_VC.dtype)
+        ctx.d_bias_V = None if d_bias_V is None or bias_V is None else d_bias_V.to(bias_V.dtype)
+        ctx.mark_non_differentiable(nll_N, penalty)
+        return nll_N.sum() + penalty, nll_N, penalty
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        found = (ctx.d_hidden_NC, ctx.d_weight_VC, ctx.d_bias_V)
+        return *(None if d is None else d * d_loss.to(d.dtype) for d in found), None, None, None, None
+
+
+def _chunks(rows: int, most: int) -> Iterator[slice]:
+    """Slices of nearly equal size: a short last one would cost a pass over the weights for a few rows."""
+    count = -(-rows // max(1, most))
+    for i in range(count):
+        yield slice(rows * i // count, rows * (i + 1) // count)
+
+
+def _softmax_rows(
+    scores_RV: Tensor,
+    labels_R: Tensor,
+    nll_R: Tensor,
+    lse_R: Tensor,
+    scale: float,
+    softcap: float | None,
+    z_loss: float,
+    gradient: bool,
+) -> None:
+    """Fill ``nll_R`` and ``lse_R``; with ``gradient``, put the loss's derivative by each score in place of it."""
+    rows, vocabulary = scores_RV.shape
+    together = max(1, CACHE_VALUES // vocabulary) if scores_RV.device.type == "cpu" else rows
+    for begin in range(0, rows, together):
+        here = slice(begin, begin + together)
+        labels_R1 = labels_R[here, None]
+        finished = finish_logits(scores_RV[here].to(nll_R.dtype), scale, softcap)
+        slope = _slope(finished, scale, softcap) if gradient else 1.0
+        top_R1 = finished.amax(-1, keepdim=True)
+        picked_R1 = finished.gather(-1, labels_R1)
+        # no longer needed as they are: a copy would fall out of the cache
+        powers = finished.sub_(top_R1).exp_()
+        sums_R1 = powers.sum(-1, keepdim=True)
+        lse_R1 = sums_R1.log() + top_R1
+        nll_R[here], lse_R[here] = (lse_R1 - picked_R1)[:, 0], lse_R1[:, 0]
+        if gradient:
+            weight_R1 = 1.0 + 2.0 * z_loss * lse_R1
+            d = powers.mul_(weight_R1 / sums_R1).scatter_add_(-1, labels_R1, -torch.ones_like(picked_R1))
+            scores_RV[here] = d if isinstance(slope, float) and slope == 1.0 else d.mul_(slope)
+
+
+def chunked_cross_entropy(
+    logits_of: Callable[[Tensor], Tensor], hidden_TC: Tensor, labels_T: Tensor, *, rows: int, z_loss: float = 0.0
+) -> CrossEntropy:
+    """The same for a head that is more than one matrix (adapted, quantised, with layers of its own).
+
+    ``logits_of`` is run on ``rows`` rows at a time and once more in the backward pass, which is what it costs.
+    """
+    kept_N = (labels_T != IGNORED).nonzero()[:, 0]
+    hidden_NC, labels_N = hidden_TC[kept_N], labels_T[kept_N]
+
+    def part(hidden_RC: Tensor, labels_R: Tensor) -> tuple[Tensor, ...]:
+        return tuple(cross_entropy(logits_of(hidden_RC), labels_R, z_loss))
+
+    parts = [
+        CrossEntropy(*checkpoint(part, hidden_NC[here], labels_N[here], use_reentrant=False))
+        for here in _chunks(len(labels_N), rows)
+    ]
+    if not parts:
+        return cross_entropy(logits_of(hidden_TC[:0]), labels_T[:0], z_loss)._replace(
+            nll_T=torch.zeros(len(labels_T), dtype=_wide(hidden_TC.dtype), device=hidden_TC.device)
+        )
+    nll_N = torch.cat([p.nll_T for p in parts])
+    nll_T = nll_N.new_zeros(len(labels_T)).index_copy_(0, kept_N, nll_N)
+    total = torch.stack([p.loss for p in parts]).sum()
+    return CrossEntropy(total, nll_T, torch.stack([p.z_loss for p in parts]).sum())
