@@ -73,6 +73,22 @@ def free_disk(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def process_memory() -> tuple[int, int]:
+    """Bytes of memory that this process holds now, and the most that it has held.
+
+    From /proc where there is one: what ``getrusage`` calls the peak is there inherited from the process that started
+    this one. Elsewhere only the peak is known and stands for both.
+    """
+    status = _read("/proc/self/status")
+    now, peak = _kilobytes(status, "VmRSS"), _kilobytes(status, "VmHWM")
+    if now is None or peak is None:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+        now = peak
+    return now, peak
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
