@@ -1,0 +1,137 @@
+"""Settings that contradict each other, or that would be accepted and do nothing: each one rule, said in one line.
+
+A rule names the keys it is about. A value that equals its default is never "given in vain": a run's ``config.yaml``
+holds every value, and is a recipe too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tokenmill.config.recipe import Recipe
+
+Problem = tuple[tuple[str, ...], str]
+"""The keys that a problem is about, and what it is."""
+
+
+def contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """Everything that does not go together."""
+    yield from _model(recipe)
+    yield from _length(recipe)
+    yield from _shape(recipe)
+    yield from _without_effect(recipe)
+
+
+def _model(r: Recipe) -> Iterator[Problem]:
+    new = r.size is not None or r.shape.hidden_size is not None
+    if r.model is not None and new:
+        yield (
+            ("model", "size", "shape"),
+            f"model={r.model} goes on with that model, size and shape make a new one; give one of the two",
+        )
+    if r.model is None and not new:
+        yield (
+            ("model", "size", "shape"),
+            "neither a model to begin with (model=NAME) nor the size of a new one (size=tiny)",
+        )
+    if r.model is not None and r.tokenizer is not None:
+        yield ("model", "tokenizer"), "the model brings its own tokenizer; tokenizer is for a new model"
+    if r.adapter is not None and r.model is None:
+        yield ("adapter", "model"), "an adapter needs a model that it is trained over (model=NAME)"
+    if r.quantize is not None and r.adapter is None:
+        yield ("quantize", "adapter"), f"quantize={r.quantize} freezes the base, so it needs an adapter to train"
+    wanted = {"mlm": ("bert",), "span": ("t5",)}.get(r.objective, ("llama", "qwen3"))
+    if r.model is None and r.shape.family not in wanted:
+        yield (
+            ("objective", "shape.family"),
+            f"objective={r.objective} trains {' or '.join(wanted)}, not shape.family={r.shape.family}",
+        )
+    if r.data.path is None:
+        yield ("data", "data.path"), "no data: give data=FILE"
+    if r.corrupt.mask_share + r.corrupt.random_share > 1:
+        yield ("corrupt.mask_share", "corrupt.random_share"), "corrupt: mask_share and random_share are more than 1"
+
+
+def _length(r: Recipe) -> Iterator[Problem]:
+    lengths = {name: getattr(r, name) for name in ("steps", "epochs", "tokens") if getattr(r, name) is not None}
+    if len(lengths) > 1:
+        given = " and ".join(f"{name}={value}" for name, value in lengths.items())
+        yield tuple(lengths), f"{given}: how long the run is can be said only once"
+    if r.accumulate is not None and r.batch_tokens is not None:
+        yield (
+            ("accumulate", "batch_tokens"),
+            f"accumulate={r.accumulate} and batch_tokens={r.batch_tokens} say the same; give one",
+        )
+    if isinstance(r.warmup, int) and r.steps is not None and r.warmup > r.steps:
+        yield ("warmup", "steps"), f"warmup={r.warmup} is longer than the run of {r.steps} steps"
+    if r.early_stop and r.eval_every == 0:
+        yield ("early_stop", "eval_every"), "early_stop needs evaluations while training; eval_every is 0"
+
+
+def _shape(r: Recipe) -> Iterator[Problem]:
+    s = r.shape
+    if s.hidden_size is not None and s.num_heads is not None and s.hidden_size % s.num_heads:
+        yield (
+            ("shape.hidden_size", "shape.num_heads"),
+            f"shape: hidden_size {s.hidden_size} is no multiple of {s.num_heads} heads",
+        )
+    if s.num_heads is not None and s.num_kv_heads is not None and s.num_heads % s.num_kv_heads:
+        yield (
+            ("shape.num_heads", "shape.num_kv_heads"),
+            f"shape: {s.num_heads} heads cannot share {s.num_kv_heads} key/value heads evenly",
+        )
+    if s.max_position is not None and r.seq_len is not None and r.seq_len > s.max_position:
+        yield ("shape.max_position", "seq_len"), f"seq_len {r.seq_len} is beyond shape.max_position {s.max_position}"
+
+
+_LORA = ("rank", "alpha", "rslora", "lora_plus", "dropout")
+_ADAPTER = {
+    "lora": (*_LORA, "targets", "layers"),
+    "dora": (*_LORA, "targets", "layers"),
+    "prefix": ("virtual_tokens", "init_text"),
+    "prompt": ("virtual_tokens", "init_text"),
+    "ia3": ("targets", "layers"),
+    "bottleneck": ("bottleneck_size", "dropout", "layers"),
+}
+"""What each kind of adapter reads, beside new_tokens and train_also."""
+
+
+def _without_effect(r: Recipe) -> Iterator[Problem]:
+    """Values that differ from their default although nothing reads them."""
+    muon, wsd = r.optimizer == "muon", r.schedule == "wsd"
+    span, mlm = r.objective == "span", r.objective == "mlm"
+    off = r.safety_spike == "off"
+    rules: list[tuple[str, bool, str]] = [
+        ("momentum", muon, "optimizer=muon"),
+        ("betas", r.optimizer != "adafactor", "another optimizer than adafactor"),
+        ("cooldown", wsd, "schedule=wsd"),
+        ("min_lr", r.schedule != "constant", "a schedule that goes down"),
+        ("double_quant", r.quantize is not None, "quantize=nf4"),
+        ("vocab_size", r.model is None and r.tokenizer is None, "a tokenizer that is trained here (size=…)"),
+        ("safety_sigma", not off, "safety_spike other than off"),
+        ("safety_window", not off, "safety_spike other than off"),
+        ("corrupt.share", span or mlm, "objective=mlm or span"),
+        ("corrupt.mask_share", mlm, "objective=mlm"),
+        ("corrupt.random_share", mlm, "objective=mlm"),
+        ("corrupt.span_length", span, "objective=span"),
+        ("data.eval_share", r.data.eval is None, "no data.eval"),
+        ("packing", not span, "a decoder or encoder alone"),
+    ]
+    defaults = Recipe()
+    for key, has_effect, when in rules:
+        if not has_effect and _at(r, key) != _at(defaults, key):
+            yield (key,), f"{key}={_at(r, key)} has no effect here; it needs {when}"
+    if r.adapter is not None:
+        plain, read = type(r.adapter)(), (*_ADAPTER[r.adapter.kind], "kind", "new_tokens", "train_also")
+        for name in type(r.adapter).model_fields:
+            value = getattr(r.adapter, name)
+            if name not in read and value != getattr(plain, name):
+                yield (f"adapter.{name}",), f"adapter.{name}={value} means nothing to adapter.kind={r.adapter.kind}"
+
+
+def _at(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for word in key.split("."):
+        value = getattr(value, word)
+    return value
