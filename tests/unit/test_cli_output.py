@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tokenmill.cli.output import PullProgress, clean, columns, emit, human_age, human_count, human_size, sections
+from tokenmill.cli.output import PullProgress, columns, emit, human_age, human_count, human_size, sections
+from tokenmill.core.terminal import clean
 
 NOW = datetime(2026, 8, 20, 12, tzinfo=UTC)
 

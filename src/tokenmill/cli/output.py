@@ -10,7 +10,6 @@ a licence or an answer must not be able to move the cursor or to set the window'
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from tokenmill.core.terminal import clean
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -32,14 +33,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as t
 def verb() -> typer.Typer:
     """The parser of one verb: plain help, which loads quickly, keeps examples on their lines and pipes well."""
     return typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=False)
-
-
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def clean(text: str) -> str:
-    """`text` without control characters (escape sequences, bells, carriage returns); newlines and tabs stay."""
-    return _CONTROLS.sub("", text)
 
 
 def note(text: str) -> None:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, speaks_chat
-from tokenmill.cli.output import Json, PullProgress, clean, emit, note, verb, waiting
+from tokenmill.cli.output import Json, PullProgress, emit, note, verb, waiting
 from tokenmill.cli.repl.session import Session
 from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import UsageError
+from tokenmill.core.terminal import clean
 from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:

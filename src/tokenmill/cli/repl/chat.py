@@ -13,13 +13,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenmill.cli.answer import CONTEXT_FULL, INTERRUPTED, Answer, ask, context_is_full, speaks_chat
-from tokenmill.cli.output import clean, note
+from tokenmill.cli.output import note
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import StoreHost
 from tokenmill.cli.repl.lines import LineCollector
 from tokenmill.cli.repl.session import Message, Session
 from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import TokenmillError
+from tokenmill.core.terminal import clean
 from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:
