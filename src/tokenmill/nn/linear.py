@@ -8,8 +8,23 @@ from torch import Tensor, nn
 from tokenmill.ops.linear import linear
 
 
-class Linear(nn.Module):
-    """``y = x W^T + b`` with ``weight`` [out, in], as Hugging Face files have it. Created empty, filled by loading."""
+class LinearLayer(nn.Module):
+    """What every linear layer has, plain or quantised, so that an adapter can sit on any: ``y = x W^T + b``."""
+
+    in_features: int
+    out_features: int
+    bias: Tensor | None
+
+    def dense(self) -> Tensor:
+        """The weight [out, in] as it multiplies; a quantised layer unpacks it. Without a gradient."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class Linear(LinearLayer):
+    """With ``weight`` [out, in], as Hugging Face files have it. Created empty, filled by loading."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -20,5 +35,5 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+    def dense(self) -> Tensor:
+        return self.weight.detach()

@@ -1,0 +1,1 @@
+"""Number formats and quantisers: a model in, a model out."""
