@@ -31,7 +31,8 @@ def test_codes_scales_and_values_are_those_of_bitsandbytes(dtype: torch.dtype) -
     golden = load_file(tiny.GOLDEN / "nf4.safetensors")
     name = str(dtype).removeprefix("torch.")
     packed, plain = quantize(weight(dtype)), quantize(weight(dtype), double=False)
-    assert packed.nested is not None and packed.offset is not None
+    assert packed.nested is not None
+    assert packed.offset is not None
     assert torch.equal(packed.packed, golden[f"{name}.packed"])
     assert torch.equal(packed.scales, golden[f"{name}.codes"])
     assert torch.equal(packed.nested, golden[f"{name}.nested"])

@@ -36,7 +36,7 @@ from tokenmill.models import (
 )
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import Family
-from tokenmill.models.weights import Table, file_tensors, load_weights
+from tokenmill.models.weights import Table, check_plain, file_tensors, load_weights
 from tokenmill.nn.config import DecoderConfig
 from tokenmill.nn.cost import parameters
 from tokenmill.nn.decoder import Decoder
@@ -51,21 +51,31 @@ FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module i
 
 @dataclass
 class Model:
-    """A decoder and what it takes to write it down again."""
+    """A network and what it takes to write it down again."""
 
-    decoder: Decoder
+    network: Decoder
+    """A :class:`Decoder`, an encoder, or an encoder with a decoder; possibly with adapters in it."""
     family: Family
     config: dict[str, Any]
     """The ``config.json`` of the Hugging Face side, also for a model that came from a GGUF file."""
     generation_config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def decoder(self) -> Decoder:
+        """The network of a model that generates text token by token."""
+        return self.network
+
     def save(self, folder: Path | str) -> None:
-        """Write a Hugging Face folder (weights and configuration; ``Tokenizer.save`` writes the rest of it)."""
-        config = {**self.config, "dtype": str(self.decoder.dtype).removeprefix("torch.")}
+        """Write a Hugging Face folder (weights and configuration; ``Tokenizer.save`` writes the rest of it).
+
+        ConfigError while adapters or quantised layers are in the network: merge them first.
+        """
+        check_plain(self.network)
+        config = {**self.config, "dtype": str(self.network.dtype).removeprefix("torch.")}
         write_hf_folder(
             Path(folder),
             config,
-            file_tensors(self.decoder, self.family.weights),
+            file_tensors(self.network, self.family.weights),
             generation_config=self.generation_config or None,
         )
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tokenmill.core.errors import FormatError, did_you_mean
+from tokenmill.core.errors import ConfigError, FormatError, did_you_mean
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.linear import Linear, LinearLayer
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,17 @@ def load_weights(
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def check_plain(model: nn.Module) -> None:
+    """ConfigError where a layer holds more or other than the file's weights: it would be left out of a file."""
+    odd = [
+        name for name, module in model.named_modules() if isinstance(module, LinearLayer) and type(module) is not Linear
+    ]
+    if odd:
+        raise ConfigError(
+            f"{len(odd)} layers are quantised or carry adapters ({odd[0]}, …): merge them before the model is written"
+        )
 
 
 def file_tensors(model: Decoder, table: Table) -> Iterator[tuple[str, Tensor]]:
