@@ -11,30 +11,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
 from tokenmill.adapt.lora import fold_lora
-from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError
+from tokenmill.answers import Answer, Choice, Completion, Piece, Score, Stats, collect
+from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.engine.embed import embed
 from tokenmill.engine.engine import Engine
-from tokenmill.engine.request import FinishReason, Logprobs, Request, Step
+from tokenmill.engine.request import Logprobs, Request
 from tokenmill.engine.sampling_params import SamplingParams, from_ollama
 from tokenmill.formats import TensorFile, open_tensors
 from tokenmill.models.load import config_of, model_from_file, read_config, tokenizer_from_file
 from tokenmill.store import ModelFiles, Store
-from tokenmill.text.detokenizer import StreamingDetokenizer
 from tokenmill.text.grammar import GuideFactory
-from tokenmill.text.stop import StopMatcher
 from tokenmill.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tokenmill.store.progress import Progress
+
+__all__ = ["LLM", "Answer", "Choice", "Completion", "Format", "Piece", "Score", "Stats", "collect"]
 
 Message = Mapping[str, Any]
 Format = str | Mapping[str, Any] | None
@@ -42,111 +43,6 @@ Format = str | Mapping[str, Any] | None
 # What Ollama samples with where neither the model nor the person says anything
 OLLAMA_DEFAULTS = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, repeat_last_n=64)
 GENERATION_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
-
-
-@dataclass
-class Stats:
-    """Tokens and seconds of one prompt: ``prompt_s`` until its first new token, ``decode_s`` from there on."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """How many of them an earlier prompt had computed already."""
-    completion_tokens: int = 0
-    prompt_s: float = 0.0
-    decode_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A bit of a streamed answer. The last has a ``finish_reason`` and the ``stats``."""
-
-    text: str
-    index: int = 0
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[Logprobs, ...] = ()
-    finish_reason: FinishReason | None = None
-    stats: Stats | None = None
-    error: TokenmillError | None = None
-
-
-@dataclass
-class Choice:
-    """One of the ``n`` answers to a prompt."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[Logprobs] | None = None
-    finish_reason: FinishReason | None = None
-    error: TokenmillError | None = None
-    """Why this answer broke off while others went on (``finish_reason`` is ``error``). A lone answer raises it."""
-
-
-@dataclass
-class Completion:
-    """The answers to one prompt; the first one's fields are at hand directly."""
-
-    choices: list[Choice]
-    prompt_tokens: int
-    stats: Stats
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.choices[0].token_ids
-
-    @property
-    def logprobs(self) -> list[Logprobs] | None:
-        return self.choices[0].logprobs
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        return self.choices[0].finish_reason
-
-
-class Answer:
-    """Turns the tokens of one request into text, ends it where a stop text shows, and counts what it took."""
-
-    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
-        params = request.params
-        self.request = request
-        self.stats = Stats(prompt_tokens=len(request.prompt))
-        self._started = time.perf_counter()
-        self._detokenizer = StreamingDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
-        self._matcher = StopMatcher(params.stop, include_stop=params.include_stop_str_in_output)
-
-    def push(self, step: Step) -> Piece:
-        """The text that this token makes certain; with the last one, the stats."""
-        request, params, matcher = self.request, self.request.params, self._matcher
-        self._count()
-        ends = step.token_id in request.stop_ids and step.finish_reason == "stop"
-        token_ids = () if step.token_id is None else (step.token_id,)
-        said = () if ends and not params.include_stop_str_in_output else token_ids
-        text = matcher.push("".join(map(self._detokenizer.push, said)))
-        if matcher.matched is None and step.finish_reason is not None:
-            text += matcher.push(self._detokenizer.flush())
-            text += matcher.flush() if matcher.matched is None else ""
-        reason = step.finish_reason
-        if matcher.matched is not None:
-            request.finish("stop")
-            reason = "stop"
-        logprobs = () if step.logprobs is None else (step.logprobs,)
-        stats = None if reason is None else self.stats
-        return Piece(text, request.index, token_ids, logprobs, reason, stats, request.error)
-
-    def ended(self) -> Piece:
-        """The last piece of a request that ended without a token: none was asked for, or its reader went."""
-        return Piece("", self.request.index, (), (), self.request.finish_reason, self.stats, self.request.error)
-
-    def _count(self) -> None:
-        stats, seconds = self.stats, time.perf_counter() - self._started
-        stats.prompt_s = stats.prompt_s or seconds
-        stats.decode_s = seconds - stats.prompt_s
-        stats.cached_tokens = self.request.cached_tokens
-        stats.completion_tokens = len(self.request.output)
 
 
 class LLM:
@@ -241,6 +137,34 @@ class LLM:
         """One vector of length one a text, float32 [len(texts), hidden_size]."""
         return embed(self.model, [self.tokenizer.encode(text) for text in texts])
 
+    def score(
+        self, prompts: Sequence[str], continuations: Sequence[str] | None = None, *, top_logprobs: int = 1
+    ) -> list[Score]:
+        """How likely each text is; with ``continuations``, how likely each is after the prompt in its place.
+
+        A prompt and its continuation are cut into tokens together, as one text; blanks at the end of the prompt count
+        as the continuation's, since tokens begin with them (both as lm-eval does it). ``top_logprobs``: how many of the
+        most likely tokens are told at each place, one at least. Prompts that begin alike share the work.
+        """
+        if isinstance(prompts, str) or isinstance(continuations, str):
+            raise UsageError("score takes lists of texts")
+        if continuations is not None and len(continuations) != len(prompts):
+            raise UsageError(f"{len(prompts)} prompts and {len(continuations)} continuations: give one for each")
+        params = SamplingParams(max_tokens=0, prompt_logprobs=max(1, top_logprobs))
+        ends = [""] * len(prompts) if continuations is None else continuations
+        requests = self.requests([self.tokenizer.encode(p + end) for p, end in zip(prompts, ends, strict=True)], params)
+        starts = [0] * len(requests)
+        if continuations is not None:
+            starts = [len(self.tokenizer.encode(prompt.rstrip())) for prompt in prompts]
+            # a continuation that melts into the prompt's last token is scored with it
+            starts = [min(start, len(r.prompt) - 1) for start, r in zip(starts, requests, strict=True)]
+        for request, start in zip(requests, starts, strict=True):
+            request.prompt_logprobs = [None] * max(1, start)
+        for step in self.engine.run(requests):
+            if step.request.error is not None:
+                raise step.request.error
+        return [Score(r.prompt[s:], r.prompt_logprobs[s:]) for r, s in zip(requests, starts, strict=True)]
+
     def prompt_ids(
         self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
@@ -264,6 +188,7 @@ class LLM:
     ) -> list[Request]:
         """One request for each sample of each prompt, numbered in that order; ``more`` are further fields of them."""
         guide = None if format is None else self.guides.from_format(format if isinstance(format, str) else dict(format))
+        scored: list[list[Logprobs | None]] = [[] for _ in prompts]
         return [
             Request(
                 prompt=ids,
@@ -272,6 +197,7 @@ class LLM:
                 eos_token_ids=self.tokenizer.eos_token_ids,
                 guide=None if guide is None else guide.copy(),
                 index=number * params.n + sample,
+                prompt_logprobs=scored[number],  # one list for all samples: whoever gets there first writes it
                 **more,
             )
             for number, ids in enumerate(prompts)
@@ -291,7 +217,8 @@ class LLM:
                     raise step.request.error
                 yield answers[step.request.index].push(step)
             for answer in answers:
-                if answer.request.params.max_tokens == 0:  # nothing was generated, and that is an answer too
+                params = answer.request.params
+                if params.max_tokens == 0 and params.prompt_logprobs is None:  # no step was made for it
                     yield answer.ended()
 
         return pieces()
@@ -301,22 +228,6 @@ class LLM:
     ) -> list[Completion]:
         n = params.n if isinstance(params, SamplingParams) else self.default_params.n
         return collect(self._stream(prompts, params, format), [len(ids) for ids in prompts], n)
-
-
-def collect(pieces: Iterable[Piece], prompt_tokens: Sequence[int], n: int) -> list[Completion]:
-    """Whole answers out of their pieces: one Completion a prompt, with ``n`` choices each."""
-    choices = [Choice(number % n) for number in range(len(prompt_tokens) * n)]
-    stats = [Stats() for _ in choices]
-    for piece in pieces:
-        choice = choices[piece.index]
-        choice.text += piece.text
-        choice.token_ids += piece.token_ids
-        if piece.logprobs:
-            choice.logprobs = [*(choice.logprobs or []), *piece.logprobs]
-        if piece.stats is not None:
-            choice.finish_reason, choice.error = piece.finish_reason, piece.error
-            stats[piece.index] = piece.stats
-    return [Completion(choices[i * n : (i + 1) * n], count, stats[i * n]) for i, count in enumerate(prompt_tokens)]
 
 
 def default_params(modelfile: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingParams:

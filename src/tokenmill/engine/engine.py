@@ -85,7 +85,7 @@ class Engine:
     def add(self, request: Request) -> None:
         """Check and queue a request; raises what is wrong with it, or that the queue is full."""
         check_request(request, self.model, self.max_length)
-        if request.params.max_tokens == 0:
+        if request.params.max_tokens == 0 and request.unscored is None:
             request.finish("length")
             return
         self.scheduler.add(request)
@@ -104,6 +104,9 @@ class Engine:
                     request.error = logits_V
                     request.finish("error")
                     steps.append(Step(request, None, None, "error"))
+                elif request.params.max_tokens == 0:  # only the prompt's scores were wanted
+                    request.finish("length")
+                    steps.append(Step(request, None, None, request.finish_reason))
                 elif request.finish_reason is None:
                     steps.append(next_step(request, self._samplers[request], logits_V, self.max_length))
         for request in before:

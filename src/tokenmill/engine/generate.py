@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from tokenmill.core.errors import OutOfContextError, TokenmillError, UsageError
+from tokenmill.engine.prompt_scores import score_prompt
 from tokenmill.engine.request import FinishReason, Request, Step
 from tokenmill.engine.sampler import Sampler
 from tokenmill.nn.context import Cached, SequenceCache
@@ -37,7 +38,7 @@ def check_request(request: Request, model: Decoder, limit: int) -> None:
     vocabulary = model.config.vocab_size
     if not request.prompt:
         raise UsageError("the prompt has no tokens; give at least one")
-    if len(request.prompt) >= limit:
+    if len(request.prompt) + (request.params.max_tokens != 0) > limit:
         raise OutOfContextError(
             f"the prompt has {len(request.prompt)} tokens and the context {limit}; shorten it or raise the context"
         )
@@ -47,16 +48,27 @@ def check_request(request: Request, model: Decoder, limit: int) -> None:
         raise UsageError(f"logit_bias names token ids {bad[:5]}, outside the vocabulary of {vocabulary}")
 
 
-@torch.inference_mode()
-def _forward(model: Decoder, caches: Sequence[SequenceCache], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-    """One pass over new tokens of several sequences; logits [B, V] of each sequence's last token."""
-    lens = [len(ids) for ids in tokens]
-    context = Cached(caches, lens, model.device)
-    row = torch.tensor([i for ids in tokens for i in ids], device=model.device)
-    hidden_TC = model.hidden(row, context)
+def _hidden(model: Decoder, caches: Sequence[SequenceCache], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """One pass over new tokens of several sequences; the hidden states [T, C] of all of them."""
+    context = Cached(caches, [len(ids) for ids in tokens], model.device)
+    hidden_TC = model.hidden(torch.tensor([i for ids in tokens for i in ids], device=model.device), context)
     context.advance()
-    last = torch.tensor(lens, device=model.device).cumsum(0) - 1
-    return model.logits(hidden_TC[last])
+    return hidden_TC
+
+
+@torch.inference_mode()
+def _read(model: Decoder, request: Request, cache: SequenceCache) -> torch.Tensor:
+    """The prompt, chunk by chunk, and its scores if it wants any; logits [V] of its last token."""
+    for start in range(0, len(request.prompt), PREFILL_CHUNK):
+        hidden_TC = _hidden(model, [cache], [request.prompt[start : start + PREFILL_CHUNK]])
+        score_prompt(model, request, start, hidden_TC)
+    return model.logits(hidden_TC[-1:])[0]
+
+
+@torch.inference_mode()
+def _decode(model: Decoder, caches: Sequence[SequenceCache], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """One more token of each sequence; logits [B, V]."""
+    return model.logits(_hidden(model, caches, tokens))
 
 
 def _run(model: Decoder, requests: Sequence[Request], limit: int) -> Iterator[Step]:
@@ -64,20 +76,18 @@ def _run(model: Decoder, requests: Sequence[Request], limit: int) -> Iterator[St
     caches = {id(r): SequenceCache(model.config.num_layers) for r in requests}
     logits: dict[int, torch.Tensor] = {}
     for request in requests:
+        if request.params.max_tokens != 0 or request.unscored is not None:
+            logits[id(request)] = _read(model, request, caches[id(request)])
         if request.params.max_tokens == 0:
             request.finish("length")
     running = [r for r in requests if r.finish_reason is None]
-    for request in running:
-        for start in range(0, len(request.prompt), PREFILL_CHUNK):
-            chunk = request.prompt[start : start + PREFILL_CHUNK]
-            logits[id(request)] = _forward(model, [caches[id(request)]], [chunk])[0]
     while running:
         for request in running:
             if request.finish_reason is None:  # else its reader has ended it since
                 yield next_step(request, samplers[id(request)], logits[id(request)], limit)
         running = [r for r in running if r.finish_reason is None]
         if running:
-            rows = _forward(model, [caches[id(r)] for r in running], [r.output[-1:] for r in running])
+            rows = _decode(model, [caches[id(r)] for r in running], [r.output[-1:] for r in running])
             logits = {id(r): row for r, row in zip(running, rows, strict=True)}
 
 

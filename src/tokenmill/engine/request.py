@@ -62,10 +62,20 @@ class Request:
     """Prefixes are shared only between requests with the same salt."""
     cached_tokens: int = 0
     """How many tokens of the prompt were found in the prefix cache."""
+    prompt_logprobs: list[Logprobs | None] = field(default_factory=list)
+    """Of the prompt's tokens as far as they are computed, where ``params`` asks for them. What stands here from the
+    start is not computed. Several answers to one prompt may share the list."""
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: TokenmillError | None = None
     """Why this sequence, and no other of the batch, could not go on; ``finish_reason`` is then ``error``."""
+
+    @property
+    def unscored(self) -> int | None:
+        """The first position whose output is still needed to score the prompt's next token; None if none is."""
+        if self.params.prompt_logprobs is None or len(self.prompt_logprobs) >= len(self.prompt):
+            return None
+        return max(0, len(self.prompt_logprobs) - 1)
 
     def finish(self, reason: FinishReason) -> None:
         """End this sequence before the next step. The first reason stays."""

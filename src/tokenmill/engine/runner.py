@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenmill.engine.prompt_scores import score_prompt
 from tokenmill.engine.scheduler import Work
 from tokenmill.nn.context import How
 from tokenmill.nn.decoder import Decoder
@@ -71,6 +72,8 @@ def run(model: Decoder, cache: PagedCache, work: Sequence[Work]) -> Tensor:
     tokens = [token for piece in work for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
     row = torch.tensor(tokens, device=model.device)
     hidden_TC = model.hidden(row, Paged(cache, work, model.device))
+    for piece, hidden_QC in zip(work, hidden_TC.split([piece.count for piece in work]), strict=True):
+        score_prompt(model, piece.sequence.request, piece.start, hidden_QC)
     ends = torch.tensor([piece.count for piece in work], device=model.device).cumsum(0) - 1
     wanted = torch.tensor([piece.last for piece in work], device=model.device)
     return model.logits(hidden_TC[ends[wanted]])

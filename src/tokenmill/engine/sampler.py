@@ -80,7 +80,11 @@ def _logprobs(logits_V: Tensor, token: int, top: int | None) -> Logprobs | None:
     """Of the model's own distribution, before bias, penalties and temperature, as vLLM reports it."""
     if top is None:
         return None
-    log_p_V = torch.log_softmax(logits_V, dim=-1)
+    return logprobs_of(torch.log_softmax(logits_V, dim=-1), token, top)
+
+
+def logprobs_of(log_p_V: Tensor, token: int, top: int) -> Logprobs:
+    """What a distribution says of a token, and the ``top`` most likely ones."""
     values, ids = log_p_V.topk(min(top, len(log_p_V)))
     best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     return Logprobs(token, float(log_p_V[token]), best)

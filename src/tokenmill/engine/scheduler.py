@@ -97,7 +97,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request; refused when the queue is full or the prompt can never fit."""
-        if len(request.prompt) >= self.capacity:
+        if len(request.prompt) + (request.params.max_tokens != 0) > self.capacity:
             raise OutOfContextError(
                 f"the prompt has {len(request.prompt)} tokens and the cache holds {self.capacity}; "
                 "shorten it or give the cache more memory"
@@ -171,7 +171,8 @@ class Scheduler:
         if self.prefix_caching:
             # never all of it: the last position must be computed, for its logits
             self._hash(chosen, (chosen.length - 1) // block_size)
-            known = self.pool.find(chosen.hashes[: (chosen.length - 1) // block_size])
+            needed = chosen.length - 1 if chosen.request.unscored is None else chosen.request.unscored
+            known = self.pool.find(chosen.hashes[: needed // block_size])
         self.pool.share(known)
         chosen.blocks, chosen.computed = list(known), len(known) * block_size
         count = min(chosen.length - chosen.computed, budget)
