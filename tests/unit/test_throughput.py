@@ -1,13 +1,18 @@
-"""bench throughput: every figure is there and positive, work is really done, nonsense is refused."""
+"""bench throughput: every figure is there and positive, work is really done, rounds alternate, nonsense is refused."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import pytest
 
 import tiny
-from tokenmill.core.errors import UsageError
+from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.evals import throughput as module
-from tokenmill.evals.throughput import throughput
+from tokenmill.evals.compare import compare
+from tokenmill.evals.latency import latency
+from tokenmill.evals.throughput import Rates, Shape, Throughput, measure, peak_rss_mb, reset_peak
 from tokenmill.models import load_model
 from tokenmill.nn.decoder import Decoder
 
@@ -17,27 +22,104 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_model(tiny.write(tiny.FAMILIES["llama"], tmp_path_factory.mktemp("llama")), dtype="float32").decoder
 
 
-def test_a_figure_for_each_batch(model: Decoder) -> None:
-    told = []
-    results = throughput(model, [1, 3], prompt_len=8, gen_len=4, progress=lambda *now: told.append(now))
-    assert [r.batch for r in results] == [1, 3]
-    assert all(min(r.prefill_tok_s, r.decode_tok_s, r.peak_rss_mb) > 0 for r in results)
+class Fixed:
+    """A peer that takes no time and remembers what it was asked."""
+
+    name = "fixed"
+
+    def __init__(self, log: list[str], *rates: float) -> None:
+        self.log, self.rates = log, list(rates)
+
+    def measure(self, shape: Shape) -> Rates:
+        self.log.append(f"fixed {shape}")
+        return Rates(100.0, self.rates.pop(0))
+
+    def document(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def close(self) -> None: ...
+
+
+def test_a_figure_for_each_shape(model: Decoder) -> None:
+    told: list[tuple[int, int]] = []
+    shapes = [Shape(1, 8, 4), Shape(3, 5, 2)]
+    results = compare(model, shapes, [], progress=lambda *now: told.append(now))
+    rows = [result.document() for result in results]
+    assert [(r["batch"], r["prompt_len"], r["gen_len"]) for r in rows] == [(1, 8, 4), (3, 5, 2)]
+    assert all(min(r["prefill_tok_s"], r["decode_tok_s"], r["peak_rss_mb"]) > 0 for r in rows)
+    assert all("runs" not in row and "peers" not in row for row in rows)
     assert told == [(1, 2), (2, 2)]
 
 
 def test_rates_are_tokens_over_seconds(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_seconds", lambda model, batch, prompt_len, gen_len, seed: 2.0 + gen_len)
-    result = throughput(model, [4], prompt_len=6, gen_len=5)[0]
-    assert result.prefill_tok_s == 4 * 6 / 3.0  # until the first token
-    assert result.decode_tok_s == 4 * 4 / 4.0  # four more tokens each, in four seconds more
+    monkeypatch.setattr(module, "_seconds", lambda model, shape, seed: 2.0 + shape.gen_len)
+    rates = measure(model, Shape(4, 6, 5))
+    assert rates.prefill_tok_s == 4 * 6 / 3.0  # until the first token
+    assert rates.decode_tok_s == 4 * 4 / 4.0  # four more tokens each, in four seconds more
 
 
-@pytest.mark.parametrize("asked", [{"batches": []}, {"batches": [0]}, {"batches": [1], "gen_len": 1}])
-def test_nonsense_is_refused(model: Decoder, asked: dict) -> None:
+def test_the_median_of_repetitions_counts() -> None:
+    done = Throughput(Shape(1, 2, 3), tuple(Rates(p, d) for p, d in ((1, 30), (5, 10), (2, 90))), 7.0)
+    assert (done.prefill_tok_s, done.decode_tok_s) == (2, 30)
+    assert done.document()["runs"][1] == {"prefill_tok_s": 5, "decode_tok_s": 10}
+
+
+def test_ours_and_a_peer_alternate(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios are taken within a round: 60/30 and 20/5, the median of which is 3, where the medians' ratio is 2.3."""
+    log: list[str] = []
+    ours = [Rates(50.0, 60.0), Rates(50.0, 20.0)]
+
+    def measured(model: Decoder, shape: Shape, seed: int) -> Rates:
+        log.append(f"ours {shape}")
+        return ours.pop(0)
+
+    monkeypatch.setattr("tokenmill.evals.compare.measure", measured)
+    result = compare(model, [Shape(2, 4, 3)], [Fixed(log, 30.0, 5.0)], repeat=2)[0]
+    assert log == ["ours 2 x 4+3", "fixed 2 x 4+3"] * 2
+    row = result.document()
+    assert row["decode_tok_s"] == 40.0
+    assert row["peers"]["fixed"]["decode_tok_s"] == 17.5
+    assert row["peers"]["fixed"]["decode_ratio"] == 3.0
+    assert row["peers"]["fixed"]["prefill_ratio"] == 0.5
+
+
+def test_a_failed_pass_is_no_measurement(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that drops every request would else be the fastest of all."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("tokenmill.engine.engine.run", broken)
+    with pytest.raises(TokenmillError, match="planted"):
+        measure(model, Shape(1, 4, 2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not let a peak be taken back")
+def test_the_peak_begins_anew() -> None:
+    """A row's peak is its own, not that of a larger row before it."""
+    reset_peak()
+    block = bytearray(b"x") * 300_000_000
+    high = peak_rss_mb()
+    del block
+    reset_peak()
+    assert high - peak_rss_mb() > 200
+
+
+@pytest.mark.parametrize("shapes", [[], [Shape(0, 8, 4)], [Shape(1, 8, 1)], [Shape(1, 0, 4)]])
+def test_nonsense_is_refused(model: Decoder, shapes: list[Shape]) -> None:
     with pytest.raises(UsageError):
-        throughput(model, **asked)
+        compare(model, shapes, [])
 
 
 def test_what_does_not_fit_is_refused(model: Decoder) -> None:
     with pytest.raises(UsageError, match="128"):
-        throughput(model, [1], prompt_len=100, gen_len=29)
+        compare(model, [Shape(1, 8, 4), Shape(1, 100, 29)], [])
+
+
+def test_latency_has_a_time_for_every_token(model: Decoder) -> None:
+    row = latency(model, [Shape(2, 6, 4)], repeat=2)[0]
+    assert (row["batch"], row["prompt_len"], row["gen_len"], row["repeat"]) == (2, 6, 4, 2)
+    assert 0 < row["p50_ttft_ms"] < row["p50_e2el_ms"]
+    # 3 gaps of 4 tokens fill the time between the first token and the last
+    assert row["mean_ttft_ms"] + 3 * row["mean_itl_ms"] == pytest.approx(row["mean_e2el_ms"])
+    assert row["mean_tpot_ms"] == pytest.approx(row["mean_itl_ms"])

@@ -1,0 +1,250 @@
+"""llama.cpp and vLLM, measured beside ours: same weights, same cores, same prompt and answer lengths, in turn.
+
+A peer is found below a folder (as `llama-bin/` and `vllm/bin/python`), below ``TOKENMILL_PEERS``, or on PATH. Each
+is bound to the same cores as our threads are: on some kernels the free threads of one process share a core, and a
+comparison with a peer that suffers from it would flatter us.
+
+llama.cpp reads the very GGUF file; at batch 1 the better of llama-bench and llama-batched-bench counts. vLLM's build
+for the CPU reads no GGUF; it gets the same weights in bfloat16, stays in memory, and idles while others are measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError, did_you_mean
+from tokenmill.evals.throughput import Rates, Shape
+
+ENVIRONMENT = "TOKENMILL_PEERS"
+LLAMA_TOOLS = ("llama-bench", "llama-batched-bench")
+TIMEOUT_S = 1800.0
+
+
+class Peer(Protocol):
+    """Another program that runs the same model."""
+
+    name: str
+
+    def measure(self, shape: Shape) -> Rates:
+        """One repetition."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """Which program it is and what weights it reads."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Where everybody's threads run: ``threads`` of them on the first of the cores ``ids`` (none: not known here)."""
+
+    threads: int
+    ids: tuple[int, ...] = ()
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        return self.ids[: self.threads]
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """A child started inside may use all of ``ids``. It would inherit one core where OpenMP has bound us to it."""
+        if not self.ids:
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.ids)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+class LlamaCpp:
+    """llama.cpp's benchmark tools on a GGUF file, a process a measurement."""
+
+    name = "llama.cpp"
+
+    def __init__(self, folder: Path, file: Path, cores: Cores) -> None:
+        if file.is_dir() or file.read_bytes()[:4] != b"GGUF":
+            raise UsageError(f"llama.cpp reads GGUF files, and {file.name} is none; leave it out of --vs")
+        self.folder, self.file, self.cores = folder, file, cores
+
+    def measure(self, shape: Shape) -> Rates:
+        runs = [self._batched(shape)]
+        if shape.batch == 1:
+            runs.append(self._single(shape))
+        return Rates(max(run.prefill_tok_s for run in runs), max(run.decode_tok_s for run in runs))
+
+    def document(self) -> dict[str, Any]:
+        known = re.search(r"version: (\d+ \(\w+\))", self._call("llama-batched-bench", ["--version"]))
+        return {"name": self.name, "version": known[1] if known else "unknown", "weights": "the same file"}
+
+    def close(self) -> None: ...
+
+    def _batched(self, shape: Shape) -> Rates:
+        size = shape.batch * (shape.prompt_len + shape.gen_len)
+        lengths = {"-npp": shape.prompt_len, "-ntg": shape.gen_len, "-npl": shape.batch, "-c": size}
+        text = self._run("llama-batched-bench", {**lengths, "--output-format": "jsonl"})
+        rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        if len(rows) != 1:
+            raise TokenmillError(f"llama-batched-bench printed {len(rows)} results for {shape}: {text[-300:]!r}")
+        return Rates(float(rows[0]["speed_pp"]), float(rows[0]["speed_tg"]))
+
+    def _single(self, shape: Shape) -> Rates:
+        """llama-bench counts the answer's tokens with the prompt in the cache when it is given a depth."""
+        prefill = self._bench({"-p": shape.prompt_len, "-n": 0})
+        decode = self._bench({"-p": 0, "-n": shape.gen_len, "-d": shape.prompt_len})
+        return Rates(prefill, decode)
+
+    def _bench(self, lengths: Mapping[str, int]) -> float:
+        text = self._run("llama-bench", {**lengths, "-r": 1, "-o": "json"})
+        try:
+            return float(json.loads(text)[0]["avg_ts"])
+        except (ValueError, LookupError, TypeError):
+            raise TokenmillError(f"llama-bench printed no result that is understood: {text[-300:]!r}") from None
+
+    def _run(self, tool: str, flags: Mapping[str, str | int]) -> str:
+        """What the tool prints on standard output for the model."""
+        flags = {"-m": str(self.file), "-t": self.cores.threads, **flags}
+        if used := self.cores.used:
+            flags |= {"--cpu-mask": hex(sum(1 << core for core in used)), "--cpu-strict": 1}
+        return self._call(tool, [str(word) for pair in flags.items() for word in pair])
+
+    def _call(self, tool: str, arguments: Sequence[str]) -> str:
+        command = [str(self.folder / tool), *arguments]
+        with self.cores.all():
+            done = subprocess.run(
+                command, env=_environment(self.cores), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+            )
+        if done.returncode:
+            raise TokenmillError(f"{tool} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return done.stdout if done.stdout.strip() else done.stderr
+
+
+class VLLM:
+    """vLLM in a process of its own Python, which answers a line of JSON to each shape it is sent."""
+
+    name = "vllm"
+
+    def __init__(self, python: Path, save: Callable[[Path], None], max_len: int, cores: Cores) -> None:
+        """``save`` writes the model as a Hugging Face folder in bfloat16."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="tokenmill-vllm-")
+        self._log: IO[str] = open(Path(self._scratch.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
+        folder = Path(self._scratch.name) / "model"
+        driver = Path(__file__).with_name("vllm_driver.py")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
+        if used := cores.used:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, used))
+        try:
+            save(folder)
+            with cores.all():
+                self._process = subprocess.Popen(
+                    [str(python), "-I", str(driver), str(folder), str(max_len)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    env=environment,
+                    text=True,
+                )
+            self._hello = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(self, shape: Shape) -> Rates:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(shape.document()) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._read()  # raises with what it said
+        row = self._read()
+        return Rates(row["prefill_tok_s"], row["decode_tok_s"])
+
+    def document(self) -> dict[str, Any]:
+        hello = self._hello
+        return {"name": self.name, "version": hello["version"], "weights": "bfloat16", "startup_s": hello["startup_s"]}
+
+    def close(self) -> None:
+        process = getattr(self, "_process", None)
+        if process is not None:
+            process.stdin.close()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        self._log.close()
+        self._scratch.cleanup()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            self._log.seek(0)
+            raise TokenmillError(f"vLLM ended with {status}: {self._log.read().strip()[-500:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+PEERS = ("llama.cpp", "vllm")
+
+
+def peer_names(given: str) -> list[str]:
+    """``llama.cpp,vllm`` as a list. UsageError for a name that is no peer."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in PEERS]:
+        raise UsageError(f"no peer {unknown[0]!r}{did_you_mean(unknown[0], PEERS)}; use {', '.join(PEERS)}")
+    return list(dict.fromkeys(names))
+
+
+def find_peer(name: str, folder: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a peer is: llama.cpp's folder of tools, or the Python that has vLLM. NotFoundError says what to do."""
+    below = [Path(place) for place in (folder, environment.get(ENVIRONMENT)) if place]
+    path = environment.get("PATH", "")
+    if name == "llama.cpp":
+        places = [root / inner for root in below for inner in ("llama-bin", "bin", ".")]
+        if on_path := shutil.which(LLAMA_TOOLS[0], path=path):
+            places.append(Path(on_path).parent)
+        what, found = (
+            " and ".join(LLAMA_TOOLS),
+            [p for p in places if all((p / tool).is_file() for tool in LLAMA_TOOLS)],
+        )
+    else:
+        places = [root / inner / "python" for root in below for inner in ("vllm/bin", "bin")]
+        if on_path := shutil.which("vllm", path=path):
+            places.append(Path(on_path).with_name("python"))
+        what, found = "vllm/bin/python", [place for place in places if place.is_file()]
+    if not found:
+        raise NotFoundError(
+            f"{name} is not here: give --peer-dir or {ENVIRONMENT} a folder that has {what}, or put it on PATH"
+        )
+    return found[0]
+
+
+def _environment(cores: Cores) -> dict[str, str]:
+    """One OpenMP thread bound to each core that is used."""
+    bound = {"OMP_NUM_THREADS": str(cores.threads)}
+    if cores.used:
+        bound |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in cores.used)}
+    return {**os.environ, **bound}
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """The cores that this process may use. Ask before torch is imported, which may bind the thread that asks."""
+    return tuple(sorted(os.sched_getaffinity(0))) if sys.platform == "linux" else ()
