@@ -49,6 +49,9 @@ class DataConfig(Part):
     train_on: Literal["auto", "all", "assistant", "last"] = "auto"
     """Which tokens are learned: all, what the assistant says (tool calls included), or only its last turn. ``auto``:
     all for plain text, assistant for prompts and conversations."""
+    prompts: Literal["auto", "chat", "text"] = "auto"
+    """What a prompt and its completion are: a user's and the assistant's turn, or text as it stands. ``auto``: turns
+    where the model has a chat template, since that is how it will be asked."""
     chat_template: str | None = None
     """Jinja source or a name among the model's templates; without it the model's own."""
     truncate: Literal["auto", "end", "start", "split", "drop", "error"] = "auto"
