@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tokenmill.core.errors import ConfigError, did_you_mean
+from tokenmill.ops.recompute import remember
 from tokenmill.ops.registry import Op
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
@@ -40,3 +44,32 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 def gated_activation(gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
     """``act(gate) * up``, element by element; returns [T, F]."""
     return activation(name)(gate_TF) * up_TF
+
+
+def _no_gradient(gate_TF: Tensor, up_TF: Tensor, name: str) -> str | None:
+    wanted = torch.is_grad_enabled() and (gate_TF.requires_grad or up_TF.requires_grad)
+    return None if wanted else "no gradient is wanted"
+
+
+@gated_activation.backend("recompute", _no_gradient)
+def _differentiable(gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
+    """The same values; only ``gate`` and ``up`` are kept for the backward pass, what is between is computed again."""
+    return remember(_Gated.apply(gate_TF, up_TF, name), gated_activation.reference, gate_TF, up_TF, name)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
+        ctx.save_for_backward(gate_TF, up_TF)
+        ctx.name = name
+        return gated_activation.reference(gate_TF, up_TF, name)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_TF: Tensor) -> tuple[Tensor | None, ...]:
+        gate_TF, up_TF = ctx.saved_tensors
+        with torch.enable_grad():
+            gate_TF = gate_TF.detach().requires_grad_()
+            active_TF = activation(ctx.name)(gate_TF)
+        (d_gate_TF,) = torch.autograd.grad(active_TF, gate_TF, d_TF * up_TF)
+        return d_gate_TF, d_TF * active_TF.detach(), None

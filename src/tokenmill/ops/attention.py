@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenmill.ops.attention_backward import DocumentAttention
 from tokenmill.ops.registry import Op
 
 
@@ -71,6 +72,44 @@ def attention(
         out_HQD = torch.softmax(scores_HQC, dim=-1) @ v_HCD
         outputs.append(out_HQD.transpose(0, 1).to(q_THD.dtype))
     return torch.cat(outputs) if len(outputs) != 1 else outputs[0]
+
+
+def _documents_refuses(
+    q_THD: Tensor,
+    k_SKD: Tensor,
+    v_SKD: Tensor,
+    *,
+    q_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    alibi_H: Tensor | None = None,
+) -> str | None:
+    if not (torch.is_grad_enabled() and (q_THD.requires_grad or k_SKD.requires_grad or v_SKD.requires_grad)):
+        return "no gradient is wanted"
+    if q_THD.device.type != "cpu":
+        return "only on the CPU is torch's own slower"
+    if softcap is not None or alibi_H is not None:
+        return "it has no soft-capping and no ALiBi"
+    return None if list(q_lens) == list(kv_lens) else "there are keys from before"
+
+
+@attention.backend("documents", _documents_refuses)
+def _documents(
+    q_THD: Tensor,
+    k_SKD: Tensor,
+    v_SKD: Tensor,
+    *,
+    q_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    alibi_H: Tensor | None = None,
+) -> Tensor:
+    """The values of ``sdpa``, with a backward pass of our own."""
+    return DocumentAttention.apply(q_THD, k_SKD, v_SKD, q_lens, scale, window, _sdpa)
 
 
 def _sdpa_refuses(

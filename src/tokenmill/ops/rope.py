@@ -6,8 +6,11 @@ feature ``i + R/2``. Files that interleave the pair instead (GGUF's llama) are r
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tokenmill.ops.registry import Op
 
@@ -20,3 +23,31 @@ def apply_rope(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     first, second = x_THR.chunk(2, dim=-1)
     turned = x_THR * cos_TR[:, None] + torch.cat((-second, first), dim=-1) * sin_TR[:, None]
     return turned if rotary == x_THD.shape[-1] else torch.cat((turned, x_THD[..., rotary:]), dim=-1)
+
+
+def _no_gradient(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> str | None:
+    return None if x_THD.requires_grad and torch.is_grad_enabled() else "no gradient is wanted"
+
+
+@apply_rope.backend("turn-back", _no_gradient)
+def _differentiable(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """The same values; the backward pass turns the gradient the other way and needs no intermediate results."""
+    return _Turn.apply(x_THD, cos_TR, sin_TR)
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_TR, sin_TR)
+        return apply_rope.reference(x_THD, cos_TR, sin_TR)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_THD: Tensor) -> tuple[Tensor | None, ...]:
+        cos_TR, sin_TR = ctx.saved_tensors
+        rotary = cos_TR.shape[-1]
+        d_THR = d_THD[..., :rotary]
+        first, second = (d_THR * sin_TR[:, None]).chunk(2, dim=-1)
+        turned = (d_THR * cos_TR[:, None]).add_(torch.cat((second, -first), dim=-1))
+        whole = turned if rotary == d_THD.shape[-1] else torch.cat((turned, d_THD[..., rotary:]), dim=-1)
+        return whole, None, None
