@@ -223,9 +223,11 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in the range (the axis is in decades), with 2 and 5 between them where the range is short."""
+    """Powers of ten in the range (the axis is in decades), with 2 and 5 between them where the range is short; round
+    numbers where it is shorter still."""
     factors = (1, 2, 5) if high - low < 2 else (1,)
     stride = max(1, round((high - low) / 5))
     powers = range(math.floor(low), math.ceil(high) + 1)
     ticks = [10.0**p * f for p in powers if p % stride == 0 for f in factors]
-    return [t for t in ticks if low <= math.log10(t) <= high]
+    ticks = [t for t in ticks if low <= math.log10(t) <= high]
+    return ticks if len(ticks) > 2 else _ticks(10**low, 10**high, 4)

@@ -59,8 +59,8 @@ class Files:
 class RunFile:
     """Sink of ``run.json``: what the run is, where it runs, how it stands. Written at the start and at the end."""
 
-    def __init__(self, meter: Meter, plan: dict[str, Any]) -> None:
-        self._meter, self._plan = meter, plan
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
         self._path = Path()
         self._said: dict[str, Any] = {}
 
@@ -79,7 +79,6 @@ class RunFile:
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "trainable": run.trainable,
             "world_size": run.world_size,
-            "plan": self._plan,
             "machine": describe_machine(self._meter),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }

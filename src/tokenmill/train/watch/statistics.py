@@ -1,8 +1,8 @@
 """Norms of weights, gradients and updates, by kind of layer and by depth.
 
-The ratio of update to weight says more than the loss of whether a learning rate suits: about 1e-3 a step is healthy, and
-a kind of layer that stands at 1e-1 or 1e-6 is the one to look at. Names of rows: ``grad_norm/attn``, ``weight_norm/mlp``,
-``update_ratio/layer.03``.
+The ratio of update to weight says more than the loss of whether a learning rate suits: about 1e-3 a step is healthy,
+and a kind of layer that stands at 1e-1 or 1e-6 is the one to look at. Names of rows: ``grad_norm/attn``,
+``weight_norm/mlp``, ``update_ratio/layer.03``.
 """
 
 from __future__ import annotations

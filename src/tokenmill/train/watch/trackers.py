@@ -9,6 +9,7 @@ the middle of a run is switched off with a line on stderr: hours of training are
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,8 +38,9 @@ def trackers(names: Sequence[str]) -> list[Sink]:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """The numbers of a row, but for its step."""
-    return {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+    """The finite numbers of a row, but for its step."""
+    numbers = {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+    return {k: v for k, v in numbers.items() if math.isfinite(v)}
 
 
 class TensorBoard:
