@@ -45,6 +45,14 @@ class Block(nn.Module):
         return x_TC if self.residual_scale == 1.0 else x_TC * self.residual_scale
 
 
+class Prompt(nn.Module):
+    """Learned positions before every document (``adapt/virtual.py``): stands between a decoder's tokens and blocks."""
+
+    def forward(self, decoder: Decoder, tokens_T: Tensor, context: AttentionContext) -> Tensor:
+        """What :meth:`Decoder.hidden` returns, [T, C]; calls :meth:`Decoder.run` for it."""
+        raise NotImplementedError
+
+
 class Decoder(nn.Module):
     """A causal language model. Built empty (``torch.device("meta")`` is fine); ``models`` fills it from files."""
 
@@ -58,10 +66,17 @@ class Decoder(nn.Module):
         self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
         ropes = dict.fromkeys(layer.attention.rope for layer in config.layers)  # a set that keeps its order
         self.rotaries = {rope: Rotary(rope) for rope in ropes if rope is not None}
+        self.prompt: Prompt | None = None
 
     def hidden(self, tokens_T: Tensor, context: AttentionContext) -> Tensor:
         """The normalised hidden state of every token, [T, C]."""
-        x_TC = self.embed(tokens_T)
+        if self.prompt is not None:
+            hidden_TC: Tensor = self.prompt(self, tokens_T, context)
+            return hidden_TC
+        return self.run(self.embed(tokens_T), context)
+
+    def run(self, x_TC: Tensor, context: AttentionContext) -> Tensor:
+        """From embeddings to hidden states, [T, C] both: what :meth:`hidden` does behind the embedding."""
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' dtype first, as Gemma was trained: sqrt(C) is not the same number in bf16
             x_TC = x_TC * torch.tensor(self.config.embedding_scale, dtype=x_TC.dtype, device=x_TC.device)
@@ -86,8 +101,8 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.norm.weight.dtype
