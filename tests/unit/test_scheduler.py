@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tokenmill.engine.block_pool import BlockPool, block_hash
+from tokenmill.engine.pace import LEAST, PLAIN_EVERY, Pace
 from tokenmill.engine.request import Request
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.engine.scheduler import Scheduler, Work
 
+HISTORIES = int(os.environ.get("TOKENMILL_HISTORIES", "600"))  # 10,000 take some minutes
 histories = st.fixed_dictionaries(
     {
         "num_blocks": st.integers(3, 12),
@@ -30,6 +34,7 @@ histories = st.fixed_dictionaries(
             max_size=8,
         ),
         "cancel": st.sets(st.integers(0, 40), max_size=4),
+        "seconds": st.lists(st.floats(0, 10), max_size=10),  # what steps take; empty: nobody keeps the pace
     }
 )
 
@@ -51,7 +56,11 @@ def check(scheduler: Scheduler, work: list[Work]) -> None:
         assert len(piece.sequence.blocks) * pool.block_size >= piece.start + piece.count
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=int(os.environ.get("TOKENMILL_HISTORIES", "600")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(histories)
 def test_random_histories(history: dict) -> None:
     pool = BlockPool(history["num_blocks"], history["block_size"])
@@ -67,6 +76,8 @@ def test_random_histories(history: dict) -> None:
         if len(prompt) + most <= scheduler.capacity
     ]
     everyone = [request for request, _ in todo]
+    seconds = history["seconds"]
+    scheduler.pace = Pace() if seconds else None
     for step in range(3000):
         for entry in [e for e in todo if e[1] <= step]:
             scheduler.add(entry[0])
@@ -75,6 +86,11 @@ def test_random_histories(history: dict) -> None:
             scheduler.running[0].request.finish("abort")
         work = scheduler.schedule(now=0.0)
         check(scheduler, work)
+        decoding = sum(piece.sequence.decoding for piece in work)
+        if scheduler.pace is not None:
+            prefill = sum(piece.count for piece in work) - decoding
+            assert not decoding or prefill <= scheduler.pace.allowance(decoding, len(history["requests"]))
+            scheduler.pace.took(seconds[step % len(seconds)], decoding, prefill)
         assert work or not (scheduler.running or scheduler.waiting), "work is left and nothing is done"
         scheduler.computed(work)
         for piece in work:
@@ -137,3 +153,86 @@ def test_a_shared_beginning_is_computed_once(caching: bool) -> None:
         assert positions <= 200 * 1020 / 5
     else:
         assert positions == 200 * 1020
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_answers_to_one_prompt_share_its_reading(caching: bool) -> None:
+    """Eight answers to a prompt of 100 tokens: six full blocks are read once, the rest and the last token by each."""
+    scheduler = Scheduler(BlockPool(1000, 16), prefix_caching=caching)
+    for _ in range(8):
+        scheduler.add(Request(list(range(100)), SamplingParams(max_tokens=1, n=8)))
+    positions, steps = 0, 0
+    while work := scheduler.schedule(now=0.0):
+        positions += sum(piece.count for piece in work)
+        steps += 1
+        scheduler.computed(work)
+        for piece in work:
+            if piece.last:
+                piece.sequence.request.finish("length")
+    assert (positions, steps) == ((100 + 7 * 4, 2) if caching else (800, 1))
+
+
+def test_nobody_urgent_waits_for_somebody_who_is_not() -> None:
+    scheduler = Scheduler(BlockPool(1000, 16), max_tokens_per_step=32)
+    scheduler.add(Request(list(range(320)), SamplingParams(max_tokens=1), priority=5))
+    scheduler.computed(scheduler.schedule(now=0.0))
+    urgent = Request(list(range(320)), SamplingParams(max_tokens=1), priority=0)
+    later = Request(list(range(320)), SamplingParams(max_tokens=1), priority=9)
+    scheduler.add(urgent)
+    scheduler.add(later)
+    scheduler.max_tokens_per_step = 1000
+    admitted = [piece.sequence.request for piece in scheduler.schedule(now=0.0)]
+    assert urgent in admitted
+    assert later not in admitted
+
+
+def plain_step(pace: Pace, seconds: float) -> None:
+    pace.took(seconds, decoding=8, prefill=0)
+
+
+@pytest.mark.parametrize("token_s", [1e-5, 1e-3, 1e-2])
+def test_the_pace_finds_the_chunk_that_doubles_a_step(token_s: float) -> None:
+    """With steps of 0.1 s and prompts of so many seconds a token; what a token costs then doubles."""
+    pace = Pace()
+    assert pace.allowance(8, 1) == 0, "nothing is known of this machine yet"
+    plain_step(pace, 0.1)
+    for cost in (token_s, 2 * token_s):
+        for _ in range(40):
+            if chunk := pace.allowance(8, 1):
+                pace.took(0.1 + cost * chunk, decoding=8, prefill=chunk)
+            else:
+                plain_step(pace, 0.1)
+        assert pace.chunk == pytest.approx(max(LEAST, 0.1 / cost), rel=0.05)
+
+
+def test_one_slow_step_is_forgotten_and_a_plain_one_comes_now_and_then() -> None:
+    pace = Pace()
+    plain_step(pace, 0.1)
+    pace.took(30.0, decoding=8, prefill=100)
+    assert pace.chunk == LEAST
+    for _ in range(PLAIN_EVERY - 1):
+        pace.took(0.1 + 1e-3 * pace.allowance(8, 1), decoding=8, prefill=pace.allowance(8, 1))
+    assert pace.chunk == pytest.approx(100, rel=0.1)
+    assert pace.allowance(8, 1) == 0
+    plain_step(pace, 0.2)
+    assert pace.allowance(8, 1) > 0
+    assert pace.allowance(8, 24) == pytest.approx(3 * pace.allowance(8, 1), abs=3)  # three times as many wait
+    pace.took(5.0, decoding=0, prefill=2048)  # nobody waits, so this says nothing
+    assert pace.chunk == pytest.approx(100, rel=0.1)
+
+
+def test_prompts_are_read_at_once_when_nobody_decodes() -> None:
+    scheduler = Scheduler(BlockPool(1000, 16))
+    scheduler.pace = Pace()
+    talking = Request([1, 2], SamplingParams(max_tokens=50))
+    scheduler.add(talking)
+    scheduler.computed(scheduler.schedule(now=0.0))
+    talking.output.append(3)
+    scheduler.add(Request(list(range(1500)), SamplingParams(max_tokens=5)))
+    assert [piece.count for piece in scheduler.schedule(now=0.0)] == [1]  # the first step with it measures
+    scheduler.pace.took(0.1, decoding=1, prefill=0)
+    work = scheduler.schedule(now=0.0)
+    assert [piece.count for piece in work] == [1, LEAST]
+    scheduler.computed(work)
+    talking.finish("abort")
+    assert [piece.count for piece in scheduler.schedule(now=0.0)] == [1500 - LEAST]

@@ -19,6 +19,7 @@ from tokenmill.core.errors import TokenmillError
 from tokenmill.core.log import get_logger
 from tokenmill.engine.block_pool import BlockPool
 from tokenmill.engine.generate import check_request, next_step
+from tokenmill.engine.pace import Pace
 from tokenmill.engine.request import Request, Step
 from tokenmill.engine.runner import PagedCache, run
 from tokenmill.engine.sampler import Sampler
@@ -78,6 +79,10 @@ class Engine:
         self._samplers: dict[Request, Sampler] = {}
         self._unread: dict[Request, deque[Step]] = {}
 
+    def keep_pace(self) -> None:
+        """From now on prompts are read in chunks that leave those who read along their pace (see ``pace``)."""
+        self.scheduler.pace = Pace()
+
     @property
     def idle(self) -> bool:
         return not self.scheduler.running and not self.scheduler.waiting
@@ -94,7 +99,9 @@ class Engine:
     def step(self) -> list[Step]:
         """One pass: schedule, compute, draw. Returns one Step for each request that got a token or an error."""
         before = [s.request for s in (*self.scheduler.running, *self.scheduler.waiting)]
-        work = self.scheduler.schedule(time.monotonic())
+        started = time.monotonic()
+        work = self.scheduler.schedule(started)
+        decoding = sum(piece.sequence.decoding for piece in work)
         late = [r for r in before if r.error is not None and r in self._samplers]
         steps = [Step(r, None, None, "error") for r in late]
         if work:
@@ -109,6 +116,9 @@ class Engine:
                     steps.append(Step(request, None, None, request.finish_reason))
                 elif request.finish_reason is None:
                     steps.append(next_step(request, self._samplers[request], logits_V, self.max_length))
+        if self.scheduler.pace is not None:
+            prefill = sum(piece.count for piece in work) - decoding
+            self.scheduler.pace.took(time.monotonic() - started, decoding, prefill)
         for request in before:
             if request.finish_reason is not None:
                 self._samplers.pop(request, None)

@@ -1,7 +1,9 @@
 """Which tokens of which requests go through the model next. No torch, no clock of its own.
 
-Every step has a budget of tokens. Requests that are decoding come first, one token each, so that a long prompt never
-stalls a running answer; what is left of the budget goes to prompts, in chunks (Agrawal et al. 2024). When blocks run
+Every step has a budget of tokens. Requests that are decoding come first, one token each; what is left of the budget
+goes to prompts, in chunks (Agrawal et al. 2024), which ``pace`` may hold small while others decode. A prompt whose next
+block another request is computing just now waits for it, so that what several have in common (the ``n`` answers to one
+prompt, a system message) is computed once, however many arrive together. When blocks run
 out, the least urgent running request is put back and computed again later (preemption by recomputation; its full
 blocks stay cached, so most of the work is found again). Who is admitted first: lower ``priority`` number, then the
 client with the fewest running requests (fair share), then who came first.
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 
 from tokenmill.core.errors import OutOfContextError, TokenmillError
 from tokenmill.engine.block_pool import BlockPool, block_hash
+from tokenmill.engine.pace import Pace
 from tokenmill.engine.request import Request
 
 
@@ -87,6 +90,8 @@ class Scheduler:
         self.prefix_caching = prefix_caching
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.pace: Pace | None = None
+        """Set where somebody reads along: bounds what prompts may take of a step in which others decode."""
         self.preemptions = 0
         self._arrivals = 0
 
@@ -113,6 +118,9 @@ class Scheduler:
         budget, work = self.max_tokens_per_step, list[Work]()
         preemptions = self.preemptions
         for decoding in (True, False):
+            if work and self.pace is not None:
+                waiting = sum(not s.decoding for s in self.running) + len(self.waiting)
+                budget = min(budget, self.pace.allowance(len(work), waiting))
             for sequence in sorted((s for s in self.running if s.decoding == decoding), key=Sequence.urgency):
                 if sequence in self.running and budget:
                     scheduled = {id(w.sequence) for w in work}
@@ -120,11 +128,8 @@ class Scheduler:
                         work.append(piece)
                         budget -= piece.count
         # After a preemption nobody is admitted in the same step: it would only take the blocks that were just won
-        while budget and self.waiting and len(self.running) < self.max_running and preemptions == self.preemptions:
-            if (piece := self._admit(budget)) is None:
-                break
-            work.append(piece)
-            budget -= piece.count
+        if budget and self.waiting and preemptions == self.preemptions:
+            work += self._admit_all(budget)
         return work
 
     def computed(self, work: Iterable[Work]) -> None:
@@ -163,16 +168,57 @@ class Scheduler:
                 return None
         return Work(sequence, sequence.computed, count)
 
-    def _admit(self, budget: int) -> Work | None:
-        active = Counter(s.request.client for s in self.running)
-        chosen = min(self.waiting, key=lambda s: (s.request.priority, active[s.request.client], s.arrival))
+    def _admit_all(self, budget: int) -> list[Work]:
+        """Fill what is left of the step with those who wait, most entitled first."""
+        work, active = list[Work](), Counter(s.request.client for s in self.running)
+        coming = dict[object, int]()
+        for sequence in self.running:
+            self._foresee(sequence, coming)
+        candidates = [s for s in self.waiting if not self._awaits(s, coming)]
+        while budget and candidates and len(self.running) < self.max_running:
+            chosen = min(candidates, key=lambda s: (s.request.priority, active[s.request.client], s.arrival))
+            candidates.remove(chosen)
+            if self._awaits(chosen, coming):
+                continue
+            if (piece := self._admit(chosen, budget)) is None:
+                break
+            work.append(piece)
+            budget -= piece.count
+            active[chosen.request.client] += 1
+            self._foresee(chosen, coming)
+        return work
+
+    def _foresee(self, sequence: Sequence, coming: dict[object, int]) -> None:
+        """Note what a running sequence will have computed soon: full blocks, and scores of its prompt."""
+        if not self.prefix_caching:
+            return
+        keys: list[object] = [*sequence.hashes[sequence.computed // self.pool.block_size :]]
+        if sequence.request.unscored is not None:
+            keys.append(id(sequence.request.prompt_logprobs))
+        for key in keys:
+            coming[key] = min(sequence.request.priority, coming.get(key, sequence.request.priority))
+
+    def _awaits(self, sequence: Sequence, coming: dict[object, int]) -> bool:
+        """Whether somebody at least as urgent is computing what this sequence would compute next."""
+        if not coming:
+            return False
+        keys: list[object] = [*self._wanted(sequence)]
+        if sequence.request.unscored is not None:
+            keys.append(id(sequence.request.prompt_logprobs))
+        if coming.keys().isdisjoint(keys):  # in C: this is asked of all who wait
+            return False
+        return any(coming[key] <= sequence.request.priority for key in keys if key in coming)
+
+    def _wanted(self, sequence: Sequence) -> list[bytes]:
+        """The blocks that need not be computed if they are known. Never all of them: the last position must be
+        computed, for its logits, and those that score the prompt."""
+        unscored, size = sequence.request.unscored, self.pool.block_size
+        self._hash(sequence, (sequence.length - 1) // size)
+        return sequence.hashes[: (sequence.length - 1 if unscored is None else unscored) // size]
+
+    def _admit(self, chosen: Sequence, budget: int) -> Work | None:
         block_size = self.pool.block_size
-        known: list[int] = []
-        if self.prefix_caching:
-            # never all of it: the last position must be computed, for its logits
-            self._hash(chosen, (chosen.length - 1) // block_size)
-            needed = chosen.length - 1 if chosen.request.unscored is None else chosen.request.unscored
-            known = self.pool.find(chosen.hashes[: needed // block_size])
+        known = self.pool.find(self._wanted(chosen)) if self.prefix_caching else []
         self.pool.share(known)
         chosen.blocks, chosen.computed = list(known), len(known) * block_size
         count = min(chosen.length - chosen.computed, budget)

@@ -219,10 +219,12 @@ class ModelManager:
         # the Modelfile knows its model; the server's own wish is for models that do not say
         ctx_size = None if "num_ctx" in files.parameters else self.settings.ctx_size
         try:
-            return LLM(files, device=self.settings.device, dtype=self.settings.dtype, ctx_size=ctx_size)
+            llm = LLM(files, device=self.settings.device, dtype=self.settings.dtype, ctx_size=ctx_size)
         except (FormatError, OSError) as error:
             log.error("%s: %s", files.name, error)
             raise BrokenModelError(files.name) from error
+        llm.engine.keep_pace()
+        return llm
 
     async def _make_room(self, size: int) -> None:
         limit = self.settings.memory_limit
