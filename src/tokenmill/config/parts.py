@@ -29,7 +29,7 @@ class Source(Part):
     path: str
     """A file (.jsonl, .parquet, .txt; .gz and .zst of the text ones), a folder of such files, or a pattern."""
     weight: Positive = 1.0
-    """How often an epoch passes over it: 2.0 twice, 0.5 over a fixed half, chosen by ``data.seed``."""
+    """How often an epoch passes over its samples: 2.0 twice, 0.5 over a fixed half, chosen by ``data.seed``."""
 
 
 class DataConfig(Part):
@@ -40,8 +40,8 @@ class DataConfig(Part):
     eval: str | list[str | Source] | None = None
     """Held-out data of its own; without it ``eval_share`` of ``path`` is held out."""
     eval_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    """Share of the documents held out for evaluation when ``eval`` is not given, chosen by a hash of ``seed`` and
-    document: adding data moves nothing from one side to the other. A single text is cut at its end instead."""
+    """Share held out for evaluation when ``eval`` is not given: of rows, chosen by a hash of ``seed`` and row, so that
+    adding data moves nothing from one side to the other; of plain text files, their ends."""
     format: Format = "auto"
     """What the rows are; ``auto`` recognises each by its keys."""
     text_field: str = "text"
@@ -63,7 +63,7 @@ class DataConfig(Part):
     """Rows that are equal to an earlier one; they are counted either way."""
     leakage: Literal["drop", "keep", "error"] = "drop"
     """Training rows that the evaluation has too."""
-    max_broken: Share = 0.01
+    max_broken: Share = 0.05
     """Share of rows that may be unreadable; they are put aside, counted and named. Above it the run is refused."""
     add_eos: bool = True
     """End every plain text and completion with the end token, so that the model learns to stop."""

@@ -29,6 +29,8 @@ class Sample:
     """Its place in the data set, the same in every epoch, run and process."""
     tokens: np.ndarray
     labels: np.ndarray
+    epoch: int = 0
+    """The pass over the data that it is seen in: masks are drawn anew in each."""
 
     def __len__(self) -> int:
         return len(self.tokens)

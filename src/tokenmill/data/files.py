@@ -23,7 +23,7 @@ MAX_LINE = 64 << 20
 MAX_JSON = 1 << 30
 """Bytes of a .json file, which has to be read as a whole."""
 PIECE = 1 << 16
-"""Bytes of a piece of plain text, about."""
+"""Bytes of a piece of plain text, at most; small files are given out in about 200 pieces."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,6 @@ class Row:
     value: dict[str, Any]
     at: float | None = None
     """For a piece of plain text: the share of the file before it."""
-    last: bool = True
-    """False: the document goes on in the next row (plain text)."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +185,16 @@ def _text(file: Path) -> Iterator[Row | Broken]:
     total = _size(file)
     with _opened(file) as stream:
         line, done, rest = 1, 0, b""
-        while block := stream.read(PIECE):
+        size = min(PIECE, max(total // 200, 1 << 10))
+        while block := stream.read(size):
             block = rest + block
             cut = _cut(block)
             piece, rest = block[:cut], block[cut:]
             if piece:
-                yield _text_row(file, line, piece, done / total, last=False)
+                yield _text_row(file, line, piece, done / total)
                 line, done = line + piece.count(b"\n"), done + len(piece)
-        yield _text_row(file, line, rest, done / total if total else 0.0, last=True)
+        if rest:
+            yield _text_row(file, line, rest, done / total)
 
 
 def _size(file: Path) -> int:
@@ -216,8 +216,8 @@ def _cut(block: bytes) -> int:
     return max(at - 1, 0)
 
 
-def _text_row(file: Path, line: int, piece: bytes, at: float, *, last: bool) -> Row | Broken:
+def _text_row(file: Path, line: int, piece: bytes, at: float) -> Row | Broken:
     try:
-        return Row(file, line, {"text": piece.decode("utf-8-sig" if line == 1 else "utf-8")}, at, last)
+        return Row(file, line, {"text": piece.decode("utf-8-sig" if line == 1 else "utf-8")}, at)
     except UnicodeDecodeError as error:
         return Broken(file, line + piece[: error.start].count(b"\n"), "not UTF-8")

@@ -73,6 +73,9 @@ class Renderer:
         has_template = chat_template is not None or tokenizer.chat_template is not None
         self.as_chat = prompts == "chat" or (prompts == "auto" and has_template)
         self._eos = tokenizer.eos_token_id if add_eos else None
+        inner, framed = tokenizer.encode("x", add_special_tokens=False), tokenizer.encode("x")
+        at = next((i for i in range(len(framed)) if framed[i : i + len(inner)] == inner), 0)
+        self._before, self._behind = framed[:at], framed[at + len(inner) :]
 
     def encode(self, document: Document) -> list[Encoded]:
         """The examples of a document: one, or several where a template rewrites the past. RowError if it has none."""
@@ -89,27 +92,30 @@ class Renderer:
             raise RowError(str(error)) from error
 
     def begin(self) -> list[int]:
-        """What the tokenizer puts before a text (BOS); for a document that comes in pieces."""
-        return self.tokenizer.encode("")
+        """What the tokenizer puts before a text (BOS, [CLS]); for a document that comes in pieces."""
+        return self._before
 
     def piece(self, text: str) -> list[int]:
         """The ids of a piece from the middle of a document."""
         return self.tokenizer.encode(text, add_special_tokens=False, parse_special=False)
 
-    def end(self, ids: Sequence[int]) -> list[int]:
-        """What comes after a text that ends in `ids`: the end token, unless it is there (T5's tokenizers add it)."""
+    def end(self) -> list[int]:
+        """What comes behind a text: what the tokenizer puts there ([SEP]), and the end token if that is none."""
+        return self._behind + self._closing(self._behind)
+
+    def _closing(self, ids: Sequence[int]) -> list[int]:
         return [] if self._eos is None or (ids and ids[-1] == self._eos) else [self._eos]
 
     def _text(self, text: str) -> Encoded:
         # parse_special: a text that quotes a control token quotes it; nobody's web page ends a document in the middle
         ids = self.tokenizer.encode(text, parse_special=False)
-        ids = ids + self.end(ids)
+        ids = ids + self._closing(ids)
         return _encoded(ids, [(0, len(ids))], self.tokenizer)
 
     def _completion(self, document: Completion) -> Encoded:
         ids = self.tokenizer.encode(document.prompt + document.completion, parse_special=False)
         start = _common(self.tokenizer.encode(document.prompt, parse_special=False), ids)
-        ids = ids + self.end(ids)
+        ids = ids + self._closing(ids)
         return _encoded(ids, [(0 if self.train_on == "all" else start, len(ids))], self.tokenizer)
 
     # --- conversations

@@ -7,6 +7,7 @@ is the library's; decoding is this package's own (see `StreamingDetokenizer`), s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,6 +78,12 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The Jinja source that a chat without tools uses, if the model brought one."""
         return self.chat_templates.get("default")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names everything that ids and rendered chats follow from: two tokenizers that share it encode alike."""
+        parts = [self._backend.to_str(), self.special_tokens, sorted(self.eos_token_ids), self.chat_templates]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`.
