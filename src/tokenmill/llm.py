@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from tokenmill.adapt.lora import fold_lora
+from tokenmill.adapt import stack_adapters, virtual_ids
 from tokenmill.answers import Answer, Choice, Completion, Piece, Score, Stats, collect
 from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.engine.embed import embed
@@ -49,19 +49,21 @@ class LLM:
     """A language model on this machine.
 
     ``model``: a store name (pulled if it is missing), a Hugging Face folder, a ``.gguf`` file, or what a store resolved
-    already (nothing is looked up then). ``adapter``: a LoRA adapter (PEFT folder or GGUF) folded into it, after those
-    of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
-    what the model can do).
+    already (nothing is looked up then). ``adapter``: an adapter (PEFT folder or GGUF) or several, put on it
+    after those of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
+    what the model can do). ``deterministic``: the same request gives the same logits to the last bit, whatever else is
+    in the batch; slower (see ``ops/batch_invariant.py``).
     """
 
     def __init__(
         self,
         model: str | Path | ModelFiles,
         *,
-        adapter: str | Path | None = None,
+        adapter: str | Path | Sequence[str | Path] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         ctx_size: int | None = None,
+        deterministic: bool = False,
         store: Store | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -70,7 +72,8 @@ class LLM:
             model = (store or Store()).resolve(str(model), pull=True, progress=progress)
         self.files = model
         self.name = self.files.name
-        adapters = [*self.files.adapters, *([Path(adapter)] if adapter is not None else [])]
+        given = [adapter] if isinstance(adapter, str | Path) else adapter or []
+        adapters = [*self.files.adapters, *map(Path, given)]
         if missing := [str(path) for path in adapters if not path.exists()]:
             raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
         file = open_tensors(self.files.path)
@@ -78,10 +81,11 @@ class LLM:
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
             tokenizer = pool.submit(tokenizer_from_file, file)
             loaded = model_from_file(file, device=device, dtype=dtype)
-        for path in adapters:
-            fold_lora(loaded, path)
+        stack_adapters(loaded, adapters)
         self.model = loaded.decoder
-        self.engine = Engine(self.model, max_length=self.ctx_size, max_waiting=sys.maxsize)
+        self.virtual = virtual_ids(self.model)
+        """What a prompt or prefix adapter puts before every prompt: token ids behind the vocabulary."""
+        self.engine = Engine(self.model, max_length=self.ctx_size, max_waiting=sys.maxsize, deterministic=deterministic)
         self.ctx_size = self.engine.max_length  # smaller where the memory does not hold more
         self.tokenizer: Tokenizer = tokenizer.result()
         self.guides = GuideFactory(self.tokenizer, self.model.config.vocab_size)
@@ -153,9 +157,9 @@ class LLM:
         params = SamplingParams(max_tokens=0, prompt_logprobs=max(1, top_logprobs))
         ends = [""] * len(prompts) if continuations is None else continuations
         requests = self.requests([self.tokenizer.encode(p + end) for p, end in zip(prompts, ends, strict=True)], params)
-        starts = [0] * len(requests)
+        starts = [len(self.virtual)] * len(requests)
         if continuations is not None:
-            starts = [len(self.tokenizer.encode(prompt.rstrip())) for prompt in prompts]
+            starts = [len(self.virtual) + len(self.tokenizer.encode(prompt.rstrip())) for prompt in prompts]
             # a continuation that melts into the prompt's last token is scored with it
             starts = [min(start, len(r.prompt) - 1) for start, r in zip(starts, requests, strict=True)]
         for request, start in zip(requests, starts, strict=True):
@@ -191,7 +195,7 @@ class LLM:
         scored: list[list[Logprobs | None]] = [[] for _ in prompts]
         return [
             Request(
-                prompt=ids,
+                prompt=[*self.virtual, *ids],
                 params=params,
                 seed=None if params.seed is None else params.seed + sample,
                 eos_token_ids=self.tokenizer.eos_token_ids,

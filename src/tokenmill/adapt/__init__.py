@@ -1,1 +1,23 @@
-"""Parameter-efficient fine-tuning: what is added to a model's layers, and how it is folded into them."""
+"""Parameter-efficient fine-tuning: what is put beside a model's layers, trained, stored, switched, and folded in."""
+
+from tokenmill.adapt.build import adapt, learning_rates, remove_adapter
+from tokenmill.adapt.folder import load_adapter
+from tokenmill.adapt.merge import check_mergeable, merge_adapter
+from tokenmill.adapt.places import switch_of
+from tokenmill.adapt.save import adapter_state, save_adapter
+from tokenmill.adapt.stack import stack_adapters
+from tokenmill.adapt.virtual import virtual_ids
+
+__all__ = [
+    "adapt",
+    "adapter_state",
+    "check_mergeable",
+    "learning_rates",
+    "load_adapter",
+    "merge_adapter",
+    "remove_adapter",
+    "save_adapter",
+    "stack_adapters",
+    "switch_of",
+    "virtual_ids",
+]

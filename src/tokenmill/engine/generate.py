@@ -42,7 +42,8 @@ def check_request(request: Request, model: Decoder, limit: int) -> None:
         raise OutOfContextError(
             f"the prompt has {len(request.prompt)} tokens and the context {limit}; shorten it or raise the context"
         )
-    if bad := [i for i in request.prompt if not 0 <= i < vocabulary]:
+    known = vocabulary + (0 if model.prompt is None else model.prompt.count)  # learned positions are ids behind it
+    if bad := [i for i in request.prompt if not 0 <= i < known]:
         raise UsageError(f"token ids {bad[:5]} are outside the vocabulary of {vocabulary}")
     if bad := [i for i in request.params.logit_bias if i >= vocabulary]:
         raise UsageError(f"logit_bias names token ids {bad[:5]}, outside the vocabulary of {vocabulary}")

@@ -29,6 +29,8 @@ class Family:
     """Add to a configuration made from GGUF metadata what only this family has (see ``models/gguf.py``)."""
     ignored: str = r"rotary_emb\.inv_freq$|^lm_head\.weight$"
     """Names that a file may carry and that hold nothing: recomputed tables, the copy of a tied head."""
+    task: str = "CAUSAL_LM"
+    """PEFT's word for what the model does, which adapter folders carry."""
 
 
 @dataclass(frozen=True)

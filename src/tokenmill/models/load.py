@@ -59,6 +59,8 @@ class Model:
     config: dict[str, Any]
     """The ``config.json`` of the Hugging Face side, also for a model that came from a GGUF file."""
     generation_config: dict[str, Any] = field(default_factory=dict)
+    adapters: Any = None
+    """Which adapters the network has and which are on: a :class:`tokenmill.adapt.switch.Adapters`."""
 
     @property
     def decoder(self) -> Decoder:

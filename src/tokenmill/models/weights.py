@@ -8,14 +8,13 @@ field of the row. A tensor that no row explains, or one that is missing, is an e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tokenmill.core.errors import ConfigError, FormatError, did_you_mean
+from tokenmill.core.errors import ConfigError, FormatError
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.linear import Linear, LinearLayer
@@ -74,6 +73,34 @@ def _slots(model: Decoder, table: Table) -> Iterator[_Slot]:
                     continue
                 for expert in range(shapes[ours[0]][0]):
                     yield _Slot(theirs.replace("{expert}", str(expert)), ours, entry, expert)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A module as the file names it, and the modules of ours that hold it (several where the file fuses them)."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    row: Row
+
+
+def modules_by_name(model: Decoder, table: Table) -> list[Named]:
+    """The modules of this model that a table names, experts aside; what an adapter has put in their place counts."""
+    known = {name for name, _ in model.named_modules()}
+    found = []
+    for entry in table:
+        if "{expert}" in entry.theirs:
+            continue
+        for layer in range(model.config.num_layers) if "{layer}" in entry.theirs else range(1):
+            ours = tuple(name.replace("{layer}", str(layer)) for name in entry.ours)
+            if ours[0] in known:
+                found.append(Named(entry.theirs.replace("{layer}", str(layer)), ours, entry))
+    return found
+
+
+def rows_from_file(tensor: Tensor, how: Row, model: Decoder) -> Tensor:
+    """Rows [out, ...] of the file in our order. A file's transposition does not concern what has rows of its own."""
+    return _rotary_pairs(tensor, _head_dim(model), to_neighbours=False) if how.interleaved else tensor
 
 
 def _rotary_pairs(tensor: Tensor, head_dim: int, *, to_neighbours: bool) -> Tensor:
@@ -167,7 +194,9 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 def check_plain(model: nn.Module) -> None:
     """ConfigError where a layer holds more or other than the file's weights: it would be left out of a file."""
     odd = [
-        name for name, module in model.named_modules() if isinstance(module, LinearLayer) and type(module) is not Linear
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "adapters") or (isinstance(module, LinearLayer) and type(module) is not Linear)
     ]
     if odd:
         raise ConfigError(
@@ -184,40 +213,3 @@ def file_tensors(model: Decoder, table: Table) -> Iterator[tuple[str, Tensor]]:
             parts = [part[slot.expert] for part in parts]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         yield slot.theirs, _to_file(tensor, slot.row, _head_dim(model))
-
-
-@dataclass(frozen=True)
-class Product:
-    """``scale * B A``, a change of a matrix [out, in]: multiplied out only when it is added, for it is large."""
-
-    a: Tensor
-    """[r, in]"""
-    b: Tensor
-    """[out, r]"""
-    scale: float
-
-
-def add_to_weights(model: Decoder, table: Table, changes: Mapping[str, Product], source: Path) -> None:
-    """Add to weights of modules named as in the file; all are checked before one is touched.
-
-    Fused modules take their rows one after the other. GPT-2's transposition does not concern a product B A.
-    """
-    parameters = dict(model.named_parameters())
-    slots = {slot.theirs.removesuffix(".weight"): slot for slot in _slots(model, table) if slot.expert is None}
-    sizes = {module: [parameters[name].shape for name in slot.ours] for module, slot in slots.items()}
-    problems: list[str] = []
-    for module, change in changes.items():
-        wanted = sizes.get(module, [torch.Size()])
-        got = (change.b.shape[0], change.a.shape[1])
-        if any(len(size) != 2 for size in wanted):
-            problems.append(f"{module}: this model has no such matrix{did_you_mean(module, slots)}")
-        elif got != (sum(size[0] for size in wanted), wanted[0][1]):
-            problems.append(f"{module}: is {[sum(size[0] for size in wanted), wanted[0][1]]}, not {list(got)}")
-    if problems:
-        raise FormatError(source, "tensors", "do not fit the model:\n  " + "\n  ".join(problems[:20]))
-    for module, change in changes.items():
-        slot = slots[module]
-        delta = change.scale * (change.b.to(model.device) @ change.a.to(model.device))
-        rows = _from_file(delta, replace(slot.row, transposed=False), _head_dim(model))
-        for name, part in zip(slot.ours, rows.split([size[0] for size in sizes[module]]), strict=True):
-            _assign(model, name, (parameters[name].float() + part).to(parameters[name].dtype))

@@ -48,6 +48,11 @@ class Block(nn.Module):
 class Prompt(nn.Module):
     """Learned positions before every document (``adapt/virtual.py``): stands between a decoder's tokens and blocks."""
 
+    @property
+    def count(self) -> int:
+        """How many positions: token ids from the vocabulary's size on stand for them."""
+        raise NotImplementedError
+
     def forward(self, decoder: Decoder, tokens_T: Tensor, context: AttentionContext) -> Tensor:
         """What :meth:`Decoder.hidden` returns, [T, C]; calls :meth:`Decoder.run` for it."""
         raise NotImplementedError

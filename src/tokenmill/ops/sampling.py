@@ -46,7 +46,8 @@ def apply_penalties(
     out = logits_V.clone()
     if repetition != 1.0 and last_n != 0:
         recent = [*prompt, *output]
-        ids = torch.tensor(sorted(set(recent if last_n < 0 else recent[-last_n:])), device=out.device, dtype=torch.long)
+        said = {i for i in (recent if last_n < 0 else recent[-last_n:]) if i < len(out)}  # no learned positions
+        ids = torch.tensor(sorted(said), device=out.device, dtype=torch.long)
         seen = out[ids]
         out[ids] = torch.where(seen > 0, seen / repetition, seen * repetition)
     if output and (presence or frequency):
