@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
-from tokenmill.adapt import adapt, load_adapter, merge_adapter, save_adapter, switch_of
+from tokenmill.adapt import adapt, adapter_state, load_adapter, merge_adapter, save_adapter, switch_of
 from tokenmill.adapt.places import linear_places
 from tokenmill.config.parts import AdapterConfig
 from tokenmill.models import Model, load_model
@@ -23,7 +24,9 @@ LORA = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"}
 KINDS: dict[str, Any] = {
     "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", **LORA),
     "rslora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", use_rslora=True, **LORA),
-    "layers": lambda: peft.LoraConfig(task_type="CAUSAL_LM", layers_to_transform=[1], **LORA),
+    "layers": lambda: peft.LoraConfig(
+        task_type="CAUSAL_LM", layers_to_transform=[1], r=4, lora_alpha=6, target_modules=["q_proj"]
+    ),
     "dora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", use_dora=True, **LORA),
     "tokens": lambda: peft.LoraConfig(task_type="CAUSAL_LM", trainable_token_indices=[5, 17, 96], **LORA),
     "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM"),
@@ -33,7 +36,7 @@ KINDS: dict[str, Any] = {
 OURS = {
     "lora": AdapterConfig(rank=4, alpha=6),
     "rslora": AdapterConfig(rank=4, alpha=6, rslora=True),
-    "layers": AdapterConfig(rank=4, alpha=6, layers=[1]),
+    "layers": AdapterConfig(rank=4, alpha=6, layers=[1], targets=["q_proj", "down_proj"]),
     "dora": AdapterConfig(kind="dora", rank=4, alpha=6),
     "tokens": AdapterConfig(rank=4, alpha=6),
     "ia3": AdapterConfig(kind="ia3"),
@@ -43,7 +46,7 @@ OURS = {
 CASES = [
     *[("llama", kind) for kind in KINDS],
     *[("gpt2", kind) for kind in ("lora", "dora", "ia3", "prompt", "prefix")],
-    *[("phi3", "dora"), ("llama-tied", "tokens"), ("llama-tied", "prefix"), ("qwen3_moe", "lora"), ("gemma2", "lora")],
+    *[("phi3", "dora"), ("llama-tied", "tokens"), ("llama-tied", "prefix"), ("gemma2", "lora")],
 ]
 
 
@@ -108,7 +111,8 @@ def test_our_adapter_on_their_model(family: str, kind: str, tmp_path: Path) -> N
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
     ours = logits(model)
     same(ours, peft_logits(theirs, 5 if kind == "prompt" else 0))
-    if kind not in ("prompt", "prefix"):  # transformers without PEFT's wrapper
+    # transformers without PEFT's wrapper; 5.23 does not find DoRA's magnitudes, not in PEFT's own files either
+    if kind not in ("prompt", "prefix", "dora"):
         plainly = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         plainly.load_adapter(str(tmp_path / "adapter"))
         same(ours, peft_logits(plainly))
@@ -118,7 +122,7 @@ def test_our_adapter_on_their_model(family: str, kind: str, tmp_path: Path) -> N
     assert sum(p.numel() for p in again.network.parameters() if p.requires_grad) == sum(p.numel() for p in trained)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "qwen3_moe", "starcoder2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "starcoder2", "gemma3"])
 def test_all_linear_means_what_peft_means(family: str, tmp_path: Path) -> None:
     base = tiny.write(tiny.FAMILIES[family], tmp_path / "base")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -138,14 +142,30 @@ def test_gradients_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     stir(p for p in model.network.parameters() if p.requires_grad)
     save_adapter(model, tmp_path / "adapter", base=str(base))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True).eval()
+    if kind in ("prompt", "prefix"):  # PEFT loads these for inference only
+        theirs = peft.get_peft_model(theirs, KINDS[kind]()).eval()
+        stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")["prompt_embeddings"]
+        theirs.prompt_encoder["default"].embedding.weight.data = stored
+    else:
+        theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True).eval()
     prompt = PROMPTS[0]
     direction = torch.randn(len(prompt), 97, generator=torch.Generator().manual_seed(1))
     (model.decoder(torch.tensor(prompt), Packed([len(prompt)])) * direction).sum().backward()
     (theirs(torch.tensor([prompt])).logits[0][-len(prompt) :] * direction).sum().backward()
-    ours = {tuple(p.shape): p.grad.flatten(1) for p in model.network.parameters() if p.requires_grad and p.ndim > 1}
-    ours |= {(p.numel(),): p.grad for p in model.network.parameters() if p.requires_grad and p.ndim == 1}
-    norm = sum(p.grad.square().sum() for p in model.network.parameters() if p.requires_grad).sqrt()
-    their_norm = sum(p.grad.square().sum() for p in theirs.parameters() if p.requires_grad).sqrt()
-    assert abs(norm - their_norm) < 1e-5 * their_norm
-    assert all(p.grad is None for p in model.network.parameters() if not p.requires_grad)
+    state = adapter_state(model)[0]  # the gradients by PEFT's names, in PEFT's shapes
+    for parameter in model.network.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+        if parameter.requires_grad:
+            parameter.data = parameter.grad
+    gradients = adapter_state(model)[0]
+    found = dict(theirs.named_parameters())
+    if kind in ("prompt", "prefix"):
+        found = {"prompt_embeddings": theirs.prompt_encoder["default"].embedding.weight}
+    checked = 0
+    for name, parameter in found.items():
+        if parameter.requires_grad:
+            key = name.replace(".default", "")
+            key = key.removesuffix(".weight") if "magnitude" in key else key
+            assert (gradients[key] - parameter.grad).abs().max() < 1e-5 * max(1.0, float(parameter.grad.abs().max()))
+            checked += 1
+    assert checked == len(state)

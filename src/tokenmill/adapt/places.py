@@ -16,6 +16,7 @@ from tokenmill.models import Model
 from tokenmill.models.weights import Named, modules_by_name
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import LinearLayer
+from tokenmill.nn.moe import MoE
 
 NOT_LINEAR = ("head", "router")
 """Never part of ``all-linear``: PEFT leaves the output matrix out, and keeps routers in a layer of another kind."""
@@ -54,6 +55,9 @@ def chosen_places(model: Model, config: AdapterConfig) -> list[Place]:
     """What ``targets`` and ``layers`` mean for this model; ConfigError where a target or a layer is nowhere."""
     places = linear_places(model)
     inner = [place for place in places if not place.ours[0].endswith(NOT_LINEAR)]
+    experts = any(isinstance(module, MoE) for module in model.network.modules())
+    if experts:
+        inner = [place for place in inner if ".mlp." not in place.ours[0]]
     if config.targets != "all-linear":
         targets = [config.targets] if isinstance(config.targets, str) else config.targets
         leaves = {place.name.rpartition(".")[2] for place in places}
@@ -63,6 +67,9 @@ def chosen_places(model: Model, config: AdapterConfig) -> list[Place]:
                 raise ConfigError(f"adapter.targets: {target!r} is no linear layer of this model{near}; "
                                   f"it has: {', '.join(sorted(leaves))}, or all-linear")  # fmt: skip
         inner = [place for place in places if any(matches(place.name, target) for target in targets)]
+        if experts and any(".mlp." in place.ours[0] for place in inner):
+            raise ConfigError("adapter.targets: in a mixture of experts adapters sit on attention only; experts are "
+                              "stacked matrices, which PEFT's folders name in another way")  # fmt: skip
     elif config.kind == "ia3":
         inner = [place for place in inner if is_ia3_default(place)]
     if config.kind == "bottleneck":

@@ -134,8 +134,10 @@ def put_virtual(decoder: Decoder, switch: Adapters, name: str, part: PromptToken
     """Give a decoder a prompt or prefix. ConfigError where its shape or the model's arithmetic does not allow it."""
     if isinstance(part, PromptTokens):
         if decoder.config.embedding_scale != 1.0:
-            raise ConfigError("prompt tuning is not possible for a model that scales its embeddings (Gemma, Granite): "
-                              "programs differ in whether a prompt is scaled too; use prefix tuning or LoRA")  # fmt: skip
+            raise ConfigError(
+                "prompt tuning is not possible for a model that scales its embeddings (Gemma, Granite): programs "
+                "differ in whether a prompt is scaled too; use prefix tuning or LoRA"
+            )
         if part.embeddings.shape[1] != decoder.config.hidden_size:
             raise ConfigError(f"a prompt of width {part.embeddings.shape[1]} does not fit a model of width "
                               f"{decoder.config.hidden_size}")  # fmt: skip
