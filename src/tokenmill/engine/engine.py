@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
+from contextlib import nullcontext
 
 from torch import Tensor
 
 from tokenmill.core.device import free_memory
-from tokenmill.core.errors import TokenmillError
+from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.core.log import get_logger
 from tokenmill.engine.block_pool import BlockPool
 from tokenmill.engine.generate import check_request, next_step
@@ -26,6 +27,8 @@ from tokenmill.engine.sampler import Sampler
 from tokenmill.engine.scheduler import Scheduler, Work
 from tokenmill.nn.cost import kv_bytes_per_token
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.linear import Linear, LinearLayer
+from tokenmill.ops.batch_invariant import batch_invariant
 
 log = get_logger(__name__)
 BLOCK_SIZE = 16
@@ -48,8 +51,21 @@ def cache_blocks(model: Decoder, tokens: int, block_size: int = BLOCK_SIZE) -> i
     return blocks
 
 
+def check_deterministic(model: Decoder) -> None:
+    """Raises UsageError where layers have kernels that ``batch_invariant`` does not reach."""
+    others = {type(m).__name__ for m in model.modules() if isinstance(m, LinearLayer) and type(m) is not Linear}
+    if others:
+        raise UsageError(
+            f"deterministic needs plain weights; this model has layers of kind {', '.join(sorted(others))}"
+        )
+
+
 class Engine:
-    """Serves many requests with one model. Not thread-safe: one thread owns it."""
+    """Serves many requests with one model. Not thread-safe: one thread owns it.
+
+    ``deterministic``: a request's logits are the same to the last bit whatever else is in the batch, at the price that
+    ``ops/batch_invariant.py`` tells.
+    """
 
     def __init__(
         self,
@@ -62,8 +78,15 @@ class Engine:
         max_running: int = 256,
         max_waiting: int = 1024,
         prefix_caching: bool = True,
+        deterministic: bool = False,
     ) -> None:
         self.model = model
+        self._how = nullcontext
+        if deterministic:
+            check_deterministic(model)
+            self._how = batch_invariant
+            # where angles depend on the prompt's length, a cached beginning was computed for another length
+            prefix_caching = prefix_caching and not any(rotary.by_length for rotary in model.rotaries.values())
         wanted = max_length or model.config.max_position
         blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size)
         self.pool = BlockPool(blocks, block_size)
@@ -160,7 +183,8 @@ class Engine:
     def _compute(self, work: list[Work]) -> list[tuple[Work, Tensor | TokenmillError]]:
         """Logits of the pieces that reach their end. A pass that fails is repeated piece by piece: who is it?"""
         try:
-            logits = list(run(self.model, self.cache, work))
+            with self._how():
+                logits = list(run(self.model, self.cache, work))
         except Exception as error:
             if len(work) == 1:
                 return [(work[0], PassError(f"the model failed on this request: {error}"))]

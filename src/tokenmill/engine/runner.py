@@ -30,7 +30,10 @@ class Paged:
         self.rows = [_rows(table, tensor) for table, tensor in zip(blocks, tables, strict=True)]
         positions = [torch.arange(piece.start, piece.start + piece.count, device=device) for piece in work]
         self.positions_T = torch.cat(positions)
-        self.lengths_T = torch.cat([torch.full_like(p, end) for p, end in zip(positions, self.kv_lens, strict=True)])
+        # A prompt counts whole from its first chunk on, an answer as far as it goes: so chunks and preemption leave
+        # the angles that depend on the length as they are
+        prompts = [len(piece.sequence.request.prompt) for piece in work]
+        self.lengths_T = torch.cat([(p + 1).clamp(min=n) for p, n in zip(positions, prompts, strict=True)])
         self.slots_T = torch.cat(
             [table[p // size] * size + p % size for table, p in zip(tables, positions, strict=True)]
         )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tokenmill.nn.config import MLPConfig
 from tokenmill.nn.linear import Linear
-from tokenmill.ops.activation import activation, gated_activation
+from tokenmill.ops.activation import gated_activation, plain_activation
 
 
 class MLP(nn.Module):
@@ -22,5 +22,5 @@ class MLP(nn.Module):
     def forward(self, x_TC: Tensor) -> Tensor:
         up_TF = self.up(x_TC)
         if self.gate is None:
-            return self.down(activation(self.config.activation)(up_TF))
+            return self.down(plain_activation(up_TF, self.config.activation))
         return self.down(gated_activation(self.gate(x_TC), up_TF, self.config.activation))

@@ -7,12 +7,12 @@ Axes: T tokens · C hidden size · E experts · A experts a token is sent to · 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenmill.nn.config import MoEConfig
 from tokenmill.nn.linear import Linear
 from tokenmill.ops.activation import gated_activation
+from tokenmill.ops.linear import linear
 
 
 class StackedLinear(nn.Module):
@@ -23,7 +23,7 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x: Tensor, expert: int) -> Tensor:
-        return F.linear(x, self.weight[expert])
+        return linear(x, self.weight[expert])
 
 
 class Experts(nn.Module):

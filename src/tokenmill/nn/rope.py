@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.nn.config import RopeConfig, RopeScaling
+from tokenmill.ops.rope import cos_sin
 
 
 def inverse_frequencies(config: RopeConfig, length: int | None = None, device: torch.device | None = None) -> Tensor:
@@ -98,7 +99,8 @@ class Rotary(nn.Module):
             inv_F = self._frequencies(positions_T.device)
             angles_TF = positions_T.float()[:, None] * inv_F
         angles_TR = torch.cat((angles_TF, angles_TF), dim=-1)
-        return (angles_TR.cos() * self.scale).to(dtype), (angles_TR.sin() * self.scale).to(dtype)
+        cos_TR, sin_TR = cos_sin(angles_TR)
+        return (cos_TR * self.scale).to(dtype), (sin_TR * self.scale).to(dtype)
 
     def _frequencies(self, device: torch.device) -> Tensor:
         if self._inv_F is None or self._inv_F.device != device:

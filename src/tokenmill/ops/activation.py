@@ -41,6 +41,18 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 @Op
+def plain_activation(x: Tensor, name: str) -> Tensor:
+    """``act(x)``, element by element."""
+    return activation(name)(x)
+
+
+@Op
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``, element by element: no value beyond ``cap`` (Gemma Team 2024)."""
+    return cap * torch.tanh(x / cap)
+
+
+@Op
 def gated_activation(gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
     """``act(gate) * up``, element by element; returns [T, F]."""
     return activation(name)(gate_TF) * up_TF

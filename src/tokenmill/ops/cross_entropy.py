@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from tokenmill.ops.activation import soft_cap
 from tokenmill.ops.linear import linear
 from tokenmill.ops.registry import Op
 
@@ -43,7 +44,7 @@ def finish_logits(raw_TV: Tensor, scale: float = 1.0, softcap: float | None = No
     """What follows the product with the head: ``softcap * tanh(scale * raw / softcap)``, each part where it is set."""
     if scale != 1.0:
         raw_TV = raw_TV * scale
-    return raw_TV if softcap is None else softcap * torch.tanh(raw_TV / softcap)
+    return raw_TV if softcap is None else soft_cap(raw_TV, softcap)
 
 
 def _slope(finished: Tensor, scale: float, softcap: float | None) -> Tensor | float:

@@ -16,6 +16,12 @@ from tokenmill.ops.registry import Op
 
 
 @Op
+def cos_sin(angles_TR: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle."""
+    return angles_TR.cos(), angles_TR.sin()
+
+
+@Op
 def apply_rope(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """Turn each head's first R features by its token's angles; the rest passes through. Returns [T, H, D]."""
     rotary = cos_TR.shape[-1]
