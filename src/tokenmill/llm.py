@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from tokenmill.adapt import stack_adapters, virtual_ids
+from tokenmill.adapt import read_note, stack_adapters, virtual_ids
 from tokenmill.answers import Answer, Choice, Completion, Piece, Score, Stats, collect
 from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.engine.embed import embed
@@ -27,7 +27,16 @@ from tokenmill.engine.engine import Engine
 from tokenmill.engine.request import Logprobs, Request
 from tokenmill.engine.sampling_params import SamplingParams, from_ollama
 from tokenmill.formats import TensorFile, open_tensors
-from tokenmill.models.load import config_of, model_from_file, read_config, tokenizer_from_file
+from tokenmill.models.load import (
+    Model,
+    config_of,
+    load_tokenizer,
+    model_from_file,
+    read_config,
+    tokenizer_from_file,
+)
+from tokenmill.models.resize import grow_vocabulary
+from tokenmill.quant.nf4 import quantize_linears
 from tokenmill.store import ModelFiles, Store
 from tokenmill.text.grammar import GuideFactory
 from tokenmill.text.tokenizer import Tokenizer
@@ -49,8 +58,8 @@ class LLM:
     """A language model on this machine.
 
     ``model``: a store name (pulled if it is missing), a Hugging Face folder, a ``.gguf`` file, or what a store resolved
-    already (nothing is looked up then). ``adapter``: an adapter (PEFT folder or GGUF) or several, put on it
-    after those of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
+    already (nothing is looked up then). ``adapter``: an adapter (PEFT folder or GGUF) or several, put on it after those
+    of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
     what the model can do). ``deterministic``: the same request gives the same logits to the last bit, whatever else is
     in the batch; slower (see ``ops/batch_invariant.py``).
     """
@@ -79,9 +88,9 @@ class LLM:
         file = open_tensors(self.files.path)
         self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"), file)
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
-            tokenizer = pool.submit(tokenizer_from_file, file)
+            tokenizer = pool.submit(tokenizer_with_adapters, file, adapters)
             loaded = model_from_file(file, device=device, dtype=dtype)
-        stack_adapters(loaded, adapters)
+        put_adapters(loaded, adapters)
         self.model = loaded.decoder
         self.virtual = virtual_ids(self.model)
         """What a prompt or prefix adapter puts before every prompt: token ids behind the vocabulary."""
@@ -239,3 +248,25 @@ def default_params(modelfile: Mapping[str, Any], generation_config: Mapping[str,
     given = {key: generation_config[key] for key in GENERATION_KEYS if generation_config.get(key) is not None}
     base = SamplingParams.from_mapping(given) if given else OLLAMA_DEFAULTS
     return replace(base, **from_ollama(modelfile))
+
+
+def put_adapters(model: Model, paths: Sequence[Path]) -> None:
+    """Put adapters on a model for good, and make it before what each of them was trained on: packed, with new tokens.
+
+    Raises what :func:`tokenmill.adapt.stack_adapters` raises.
+    """
+    notes = [read_note(path) for path in paths]
+    if (size := max((note.vocab_size or 0 for note in notes), default=0)) > model.network.config.vocab_size:
+        grow_vocabulary(model, size)
+    packed = {note.quantization for note in notes if note.quantization}
+    if len(packed) > 1:
+        raise UsageError("these adapters were trained on differently quantised weights; use one at a time")
+    if packed:
+        quantize_linears(model.network, double="nf4-double" in packed)
+    stack_adapters(model, paths)
+
+
+def tokenizer_with_adapters(file: TensorFile, paths: Sequence[Path]) -> Tokenizer:
+    """The model's tokenizer, or that of the last adapter that brought one of its own (with new tokens)."""
+    own = [path for path in paths if (path / "tokenizer.json").is_file()]
+    return load_tokenizer(own[-1]) if own else tokenizer_from_file(file)

@@ -48,9 +48,8 @@ def check_mergeable(model: Model) -> None:
     switch = switch_of(model)
     for name in switch.active:
         kind = switch.configs[name].kind
-        if reason := UNMERGEABLE.get(kind):
-            raise ConfigError(f"adapter {name!r} ({kind}) cannot be merged: {reason}; keep it beside the model "
-                              "(tokenmill run --adapter)")  # fmt: skip
+        if kind in UNMERGEABLE:
+            raise unmergeable(repr(name), kind)
     if len(switch.active) > 1 and any(switch.configs[name].kind == "ia3" for name in switch.active):
         raise ConfigError("an IA3 adapter can only be merged alone: with others the order of folding would matter")
 
@@ -60,6 +59,12 @@ UNMERGEABLE = {
     "prefix": "it is learned keys and values, not a change of weights",
     "bottleneck": "it computes something of its own behind a layer, which no weight of the base computes",
 }
+
+
+def unmergeable(name: str, kind: str) -> ConfigError:
+    """The refusal of an adapter of a kind that no weight can hold."""
+    return ConfigError(f"adapter {name} ({kind}) cannot be merged: {UNMERGEABLE[kind]}; keep it beside the model, "
+                       "as tokenmill run --adapter does")  # fmt: skip
 
 
 def _plain(module: AdaptedLinear) -> Linear:

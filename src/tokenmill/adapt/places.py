@@ -119,7 +119,8 @@ def put(model: Model, ours: str, name: str, adapter: Adapter) -> None:
         wrapped = AdaptedLinear(module, switch)
     else:
         raise ConfigError(f"{ours} is a {type(module).__name__}; adapters sit on linear layers and embeddings")
-    adapter.train(wrapped.training)
+    wrapped.train(module.training)
+    adapter.train(module.training)
     wrapped.adapters[name] = adapter
     setattr(owner, leaf, wrapped)
 

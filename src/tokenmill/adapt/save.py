@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenmill.adapt.layers import IA3, Adapter, Bottleneck, Rows, Whole
 from tokenmill.adapt.lora import Dora, Lora
+from tokenmill.adapt.note import BaseNote, write_note
 from tokenmill.adapt.peft_config import TENSORS, write_config
 from tokenmill.adapt.places import adapted, linear_places, shortest_targets, switch_of
 from tokenmill.adapt.virtual import PrefixTokens, PromptTokens, VirtualTokens
@@ -19,12 +20,15 @@ from tokenmill.config.parts import AdapterConfig
 from tokenmill.core.errors import ConfigError, UsageError
 from tokenmill.models import Model
 from tokenmill.models.weights import Named, modules_by_name
+from tokenmill.nn.linear import LinearLayer
 
 PREFIX = "base_model.model."
 
 
 def save_adapter(model: Model, folder: Path | str, name: str = "default", *, base: str | None = None) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, float32. ``base``: what PEFT is to load it onto.
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, float32, and a note on the base (``note.py``).
+
+    ``base``: what PEFT is to load it onto.
 
     UsageError where the model has no such adapter; ConfigError where PEFT's layout cannot say what it holds.
     """
@@ -37,6 +41,8 @@ def save_adapter(model: Model, folder: Path | str, name: str = "default", *, bas
     stored = {key: tensor.detach().float().cpu().contiguous().clone() for key, tensor in tensors.items()}
     save_file(stored, folder / TENSORS, metadata={"format": "pt"})
     write_config(folder, switch.configs[name].kind, model.family.task, base, fields)
+    packed = {m.quantization for m in model.network.modules() if isinstance(m, LinearLayer) and m.quantization}
+    write_note(folder, BaseNote(min(packed, default=None), model.network.config.vocab_size))
 
 
 def adapter_state(model: Model, name: str = "default") -> tuple[dict[str, Tensor], dict[str, Any]]:

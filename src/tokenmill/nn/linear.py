@@ -14,6 +14,8 @@ class LinearLayer(nn.Module):
     in_features: int
     out_features: int
     bias: Tensor | None
+    quantization: str | None = None
+    """The number format that the weight is packed in, as an adapter's folder names it (``nf4-double``)."""
 
     def dense(self) -> Tensor:
         """The weight [out, in] as it multiplies; a quantised layer unpacks it. Without a gradient."""

@@ -150,6 +150,7 @@ class NF4Linear(LinearLayer):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         packed = quantize(weight, double=double)
+        self.quantization = "nf4-double" if double else "nf4"
         self.dtype = packed.dtype
         self.register_buffer("packed", packed.packed, persistent=False)
         self.register_buffer("scales", packed.scales, persistent=False)
