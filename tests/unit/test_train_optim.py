@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenmill.config.recipe import AdapterConfig, Recipe
+from tokenmill.config.recipe import Recipe
 from tokenmill.core.errors import ConfigError, FormatError, StoreError
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import Linear
@@ -222,14 +222,12 @@ def test_groups() -> None:
     model = nn.Module()
     model.embed, model.norm = Embedding(9, 4), Linear(4, 1).requires_grad_(True)
     model.hidden, model.head = Linear(4, 4, bias=True), Linear(4, 9)
-    model.lora = nn.Module()
-    model.lora.a, model.lora.b = nn.Parameter(torch.zeros(2, 4)), nn.Parameter(torch.zeros(4, 2))
-    groups = groups_of(model, weight_decay=0.1, lora_plus=16.0)
+    groups = groups_of(model, weight_decay=0.1, lr_scales={"hidden.weight": 4.0})
     assert [name for name, g in groups.items() if not g.weight_decay] == ["embed.weight", "hidden.bias"]
     assert not groups["head.weight"].matrix
     assert groups["hidden.weight"].matrix
-    assert [name for name, g in groups.items() if g.lr_scale != 1.0] == ["lora.b"]
-    recipe = Recipe(adapter=AdapterConfig(lora_plus=4.0))
-    assert build_optimizer(model, recipe, Path()).states["lora.b"].group.lr_scale == 4.0
+    recipe = Recipe()
+    optimizer = build_optimizer(model, recipe, Path(), {"hidden.weight": 4.0})
+    assert [name for name, s in optimizer.states.items() if s.group.lr_scale != 1.0] == ["hidden.weight"]
     with pytest.raises(ConfigError, match="nothing to train"):
         build_optimizer(model.requires_grad_(False), recipe, Path())

@@ -39,38 +39,34 @@ OPTIMIZERS: Mapping[str, Callable[[Recipe, Path], Callable[..., Optimizer]]] = {
 }
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe, folder: Path) -> Optimizer:
-    """The recipe's optimiser over the model's trainable parameters; ``folder`` is where paged state may lie."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+def build_optimizer(
+    network: nn.Module, recipe: Recipe, folder: Path, lr_scales: Mapping[str, float] | None = None
+) -> Optimizer:
+    """The recipe's optimiser over the trainable parameters; ``folder`` is where paged state may lie.
+
+    ``lr_scales``: parameters that learn so many times as fast (LoRA+; ``adapt.learning_rates`` knows them).
+    """
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if not parameters:
         raise ConfigError("nothing to train: no parameter of the model is trainable")
     if recipe.optimizer not in OPTIMIZERS:
         known = f"{did_you_mean(recipe.optimizer, OPTIMIZERS)}; known: {', '.join(OPTIMIZERS)}"
         raise ConfigError(f"unknown optimiser {recipe.optimizer!r}{known}")
-    lora_plus = recipe.adapter.lora_plus if recipe.adapter is not None else 1.0
-    groups = groups_of(model, weight_decay=recipe.weight_decay, lora_plus=lora_plus)
+    groups = groups_of(network, weight_decay=recipe.weight_decay, lr_scales=lr_scales or {})
     return OPTIMIZERS[recipe.optimizer](recipe, folder)(parameters, groups)
 
 
-def groups_of(model: nn.Module, *, weight_decay: float, lora_plus: float = 1.0) -> dict[str, Group]:
-    """No decay on embeddings, biases and norms (OLMo); Muon for matrices that are neither embedding nor head.
-
-    ``lora_plus``: LoRA's B learns so many times as fast (LoRA+, arXiv 2402.12354).
-    """
-    tables = {id(p) for m in model.modules() if isinstance(m, Embedding) for p in m.parameters()}
-    head = getattr(model, "head", None)
+def groups_of(network: nn.Module, *, weight_decay: float, lr_scales: Mapping[str, float]) -> dict[str, Group]:
+    """No decay on embeddings, biases and norms (OLMo); Muon for matrices that are neither embedding nor head."""
+    tables = {id(p) for m in network.modules() if isinstance(m, Embedding) for p in m.parameters()}
+    head = getattr(network, "head", None)
     outputs = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
     groups = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in network.named_parameters():
         matrix = parameter.ndim >= 2 and id(parameter) not in tables
         groups[name] = Group(
-            lr_scale=lora_plus if _is_lora_b(model, name) else 1.0,
+            lr_scale=lr_scales.get(name, 1.0),
             weight_decay=weight_decay if matrix else 0.0,
             matrix=matrix and id(parameter) not in outputs,
         )
     return groups
-
-
-def _is_lora_b(model: nn.Module, name: str) -> bool:
-    owner, _, leaf = name.rpartition(".")
-    return leaf == "b" and hasattr(model.get_submodule(owner), "a")
