@@ -1,0 +1,101 @@
+// Many rows through AMX: two panels become bfloat16 in the second-level cache, then 32 x 32 outputs at a time are
+// accumulated in four tiles. Bfloat16 rather than int8 tiles: their sums are floats, so a scale for every 32 inputs
+// costs nothing, where int8 tiles would have to be emptied and scaled after each group (measured by counting: about 45
+// cycles for 8,192 products against 16).
+#pragma once
+
+#if defined(__AMX_BF16__)
+
+namespace tokenmill::ISA_NAMESPACE {
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+/// All eight tiles 16 rows of 64 bytes, for as long as this lives.
+struct Tiles {
+  Tiles() {
+    TileConfig config;
+    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
+    _tile_loadconfig(&config);
+  }
+  ~Tiles() { _tile_release(); }
+};
+
+/// A panel as B tiles: [Kp / 32] tiles of 16 pairs of k x 16 rows x 2.
+template <Kind KIND>
+inline void panel_to_tiles(const Weight& w, const uint8_t* panel, uint16_t* out) {
+  if constexpr (KIND == Kind::BF16) {
+    std::memcpy(out, panel, w.code_bytes());
+  } else {
+    f32x16 even;
+    dequantise_panel<KIND>(w, panel, [&](int64_t k, f32x16 v) {
+      if (k % 2 == 0) {
+        even = v;
+        return;
+      }
+      // Round both to bfloat16, the even one into the low half of each lane
+      const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+      const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v));
+      _mm512_storeu_si512(out + (k / 2) * 32, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    });
+  }
+}
+
+inline void store_tile(const float (&tile)[16][16], const Weight& w, int64_t p, int64_t t, int64_t rows, const float* bias,
+                       float* y, int64_t ldy) {
+  for (int64_t r = 0; r < rows; r++) write_panel(w, p, load<f32x16>(tile[r]), bias, y + (t + r) * ldy);
+}
+
+template <Kind KIND>
+void linear_tiles(const Weight& w, int64_t first, int64_t last, const Inputs& in, const float* bias, float* y, int64_t ldy,
+                  float* scratch) {
+  const int64_t kp = in.padded_k(), steps = kp / 32;
+  uint16_t* b0 = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63});
+  uint16_t* b1 = b0 + kp * 16;
+  alignas(64) float tile[4][16][16];
+  const Tiles tiles;
+  for (int64_t p = first; p < last; p += 2) {
+    const bool pair = p + 1 < last;
+    panel_to_tiles<KIND>(w, w.panel(p), b0);
+    if (pair) panel_to_tiles<KIND>(w, w.panel(p + 1), b1);
+    const uint16_t* second = pair ? b1 : b0;
+    for (int64_t t = 0; t < in.t; t += 32) {
+      const uint16_t* a0 = in.b + t * kp;
+      const bool two = t + 16 < in.t;
+      const uint16_t* a1 = two ? a0 + 16 * kp : a0;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t s = 0; s < steps; s++) {
+        _tile_loadd(4, a0 + s * 32, kp * 2);
+        _tile_loadd(6, b0 + s * 512, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (pair) {
+          _tile_loadd(7, second + s * 512, 64);
+          _tile_dpbf16ps(1, 4, 7);
+        }
+        if (two) {
+          _tile_loadd(5, a1 + s * 32, kp * 2);
+          _tile_dpbf16ps(2, 5, 6);
+          if (pair) _tile_dpbf16ps(3, 5, 7);
+        }
+      }
+      _tile_stored(0, tile[0], 64);
+      _tile_stored(1, tile[1], 64);
+      _tile_stored(2, tile[2], 64);
+      _tile_stored(3, tile[3], 64);
+      for (int i = 0; i < 4; i++) {
+        const int64_t row = t + 16 * (i / 2), rows = in.t - row < 16 ? in.t - row : 16;
+        if (rows > 0 && (i % 2 == 0 || pair)) store_tile(tile[i], w, p + i % 2, row, rows, bias, y, ldy);
+      }
+    }
+  }
+}
+
+}  // namespace tokenmill::ISA_NAMESPACE
+
+#endif

@@ -1,0 +1,256 @@
+// Attention over a paged cache. Axes: B blocks · P slots of a block (a multiple of 32) · K key heads · D head size ·
+// G queries that share a key head. Sources: Dao et al. 2022 (the running softmax of tiles), Kwon et al. 2023 (pages).
+//
+// A block's keys lie as panels of 16 positions, exactly as packed weights do, so scores are the product of matmul.inl:
+//   keys    bfloat16 [B, K, P/16, D/2, 16, 2]   float32 [B, K, P/16, D, 16]
+//   values  bfloat16 [B, K, P/2, D, 2]          float32 [B, K, P, D]
+#pragma once
+
+namespace tokenmill::ISA_NAMESPACE {
+
+constexpr float minus_infinity = -__builtin_inff();
+
+struct View {  // one head of one block
+  const uint8_t* keys;
+  const uint8_t* values;
+};
+
+inline int64_t element(const Cache& c) { return c.bf16 ? 2 : 4; }
+
+inline View view(const Cache& c, const Sequence& s, int64_t position, int64_t head) {
+  const int64_t block = s.blocks[position / c.block_size];
+  const int64_t at = (block * c.heads + head) * c.block_size * c.head_dim * element(c);
+  return {static_cast<const uint8_t*>(c.keys) + at, static_cast<const uint8_t*>(c.values) + at};
+}
+
+inline void write_cache(const Cache& c, int64_t slot, const float* k, const float* v) {
+  const int64_t block = slot / c.block_size, j = slot % c.block_size, d = c.head_dim;
+  for (int64_t h = 0; h < c.heads; h++, k += d, v += d) {
+    const int64_t at = (block * c.heads + h) * c.block_size * d;
+    if (c.bf16) {
+      uint16_t* keys = static_cast<uint16_t*>(c.keys) + at + j / 16 * 16 * d + (j % 16) * 2;
+      uint16_t* values = static_cast<uint16_t*>(c.values) + at + j / 2 * 2 * d + j % 2;
+      uint16_t kb[16], vb[16];
+      for (int64_t i = 0; i < d; i += 16) {  // the head size is a multiple of 16
+        to_bf16(kb, load<f32x16>(k + i));
+        to_bf16(vb, load<f32x16>(v + i));
+        for (int64_t l = 0; l < 16; l++) {
+          keys[(i + l) / 2 * 32 + (l & 1)] = kb[l];
+          values[(i + l) * 2] = vb[l];
+        }
+      }
+    } else {
+      float* keys = static_cast<float*>(c.keys) + at + j / 16 * 16 * d + j % 16;
+      for (int64_t i = 0; i < d; i++) keys[i * 16] = k[i];
+      std::memcpy(static_cast<float*>(c.values) + at + j * d, v, d * sizeof(float));
+    }
+  }
+}
+
+/// Scores of M rows of queries (row stride `ldq`) with the 16 keys of one panel.
+template <bool BF16, int M>
+inline void key_scores(const uint8_t* panel, const float* q, int64_t ldq, int64_t d, f32x16 (&out)[M]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) out[m] = splat(0.0f);
+  for (int64_t i = 0; i < d; i += 2) {
+    f32x16 even, odd;
+    if constexpr (BF16) {
+      const u32x16 pair = load<u32x16>(panel + i * 32);
+      even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+    } else {
+      even = load<f32x16>(panel + i * 64), odd = load<f32x16>(panel + i * 64 + 64);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+      out[m] = fma(odd, splat(q[m * ldq + i + 1]), fma(even, splat(q[m * ldq + i]), out[m]));
+  }
+}
+
+/// out[M][16 features] += weights[M][n keys] times the values from `position` on (n even unless it ends the tile).
+template <bool BF16, int M>
+inline void add_values(const uint8_t* values, int64_t d, int64_t feature, const float* p, int64_t ldp, int64_t n,
+                       f32x16 (&out)[M]) {
+  for (int64_t j = 0; j < n; j += 2) {
+    f32x16 even, odd;
+    if constexpr (BF16) {
+      const u32x16 pair = load<u32x16>(values + (j * d + feature * 2) * 2);
+      even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+    } else {
+      even = load<f32x16>(values + (j * d + feature) * 4), odd = load<f32x16>(values + ((j + 1) * d + feature) * 4);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+      out[m] = fma(odd, splat(p[m * ldp + j + 1]), fma(even, splat(p[m * ldp + j]), out[m]));
+  }
+}
+
+inline f32x16 finish_scores(f32x16 s, const AttentionShape& shape, int64_t position, int64_t low, int64_t high) {
+  s *= shape.scale;
+  if (shape.softcap != 0.0f) s = shape.softcap * tanh(s / shape.softcap);
+  if (position < low || position + 16 > high) {
+    const i32x16 lane = i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(position);
+    s = (lane < static_cast<int32_t>(low)) | (lane >= static_cast<int32_t>(high)) ? splat(minus_infinity) : s;
+  }
+  return s;
+}
+
+/// A slot past the end holds whatever the memory held; times zero that could still be NaN. Copy what is real.
+template <bool BF16>
+inline const uint8_t* clean_tail(const uint8_t* values, int64_t d, int64_t n, int64_t count, uint8_t* copy) {
+  if (n == count) return values;
+  const int64_t bytes = BF16 ? 2 : 4;
+  std::memset(copy, 0, count * d * bytes);
+  if constexpr (BF16) {
+    std::memcpy(copy, values, n / 2 * 2 * d * bytes);
+    if (n % 2)
+      for (int64_t i = 0; i < d; i++)
+        std::memcpy(copy + ((n - 1) * d + i * 2) * 2, values + ((n - 1) * d + i * 2) * 2, 2);
+  } else {
+    std::memcpy(copy, values, n * d * bytes);
+  }
+  return copy;
+}
+
+/// G queries of one row and one key head over the keys [from, to); `from` and the split size are multiples of 32.
+/// out[G][D] = sum of e^(score - max) * value, with max[G] and sum[G]: whoever merges the splits divides.
+template <bool BF16>
+void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
+                   int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
+  const int64_t d = c.head_dim, groups = shape.heads / c.heads, count = (to - from + 31) / 32 * 32;
+  const int64_t low = shape.window ? std::max<int64_t>(0, s.length - shape.window) : 0;
+  float* p = scratch;                                                      // [G, count]
+  uint8_t* copy = reinterpret_cast<uint8_t*>(scratch + groups * count);  // 32 values
+  const auto scores = [&]<int M>(int64_t g) {
+    for (int64_t at = from; at < to; at += 16) {
+      const int64_t j = at % c.block_size;
+      f32x16 v[M];
+      key_scores<BF16, M>(view(c, s, at, head).keys + j * d * element(c), q + g * d, d, d, v);
+      for (int m = 0; m < M; m++) store(p + (g + m) * count + at - from, finish_scores(v[m], shape, at, low, to));
+    }
+    if ((to - from + 15) / 16 % 2)
+      for (int m = 0; m < M; m++) store(p + (g + m) * count + count - 16, splat(minus_infinity));
+  };
+  int64_t g = 0;
+  for (; g + 4 <= groups; g += 4) scores.template operator()<4>(g);
+  if (groups - g == 3) scores.template operator()<3>(g);
+  if (groups - g == 2) scores.template operator()<2>(g);
+  if (groups - g == 1) scores.template operator()<1>(g);
+  for (g = 0; g < groups; g++) {
+    f32x16 largest = splat(minus_infinity), total = splat(0.0f);
+    for (int64_t i = 0; i < count; i += 16) largest = max(largest, load<f32x16>(p + g * count + i));
+    const float top = max(largest), shift = top == minus_infinity ? 0.0f : top;
+    for (int64_t i = 0; i < count; i += 16) {
+      const f32x16 e = exp(load<f32x16>(p + g * count + i) - shift);
+      total += e;
+      store(p + g * count + i, e);
+    }
+    max_out[g] = top;
+    sum_out[g] = sum(total);
+  }
+  std::memset(out, 0, groups * d * sizeof(float));
+  const auto weigh = [&]<int M>(int64_t first, const uint8_t* values, int64_t at) {
+    for (int64_t i = 0; i < d; i += 16) {
+      f32x16 v[M];
+      for (int m = 0; m < M; m++) v[m] = load<f32x16>(out + (first + m) * d + i);
+      add_values<BF16, M>(values, d, i, p + first * count + at - from, count, 32, v);
+      for (int m = 0; m < M; m++) store(out + (first + m) * d + i, v[m]);
+    }
+  };
+  for (int64_t at = from; at < to; at += 32) {
+    const uint8_t* values = view(c, s, at, head).values + at % c.block_size * d * element(c);
+    values = clean_tail<BF16>(values, d, std::min<int64_t>(32, to - at), 32, copy);
+    for (g = 0; g + 4 <= groups; g += 4) weigh.template operator()<4>(g, values, at);
+    if (groups - g == 3) weigh.template operator()<3>(g, values, at);
+    if (groups - g == 2) weigh.template operator()<2>(g, values, at);
+    if (groups - g == 1) weigh.template operator()<1>(g, values, at);
+  }
+}
+
+inline void attend_row(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
+                       int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
+  (c.bf16 ? attend_row_of<true> : attend_row_of<false>)(c, shape, s, q, head, from, to, out, max_out, sum_out, scratch);
+}
+
+constexpr int64_t key_tile = 64, row_tile = 64;
+
+/// Running softmax of a tile: p[rows][key_tile] scores become weights, the old sums shrink by `alpha`.
+inline void soften(float* p, int64_t rows, float* top, float* total, float* alpha) {
+  for (int64_t r = 0; r < rows; r++) {
+    f32x16 largest = splat(minus_infinity), added = splat(0.0f);
+    for (int64_t i = 0; i < key_tile; i += 16) largest = max(largest, load<f32x16>(p + r * key_tile + i));
+    const float now = std::fmax(top[r], max(largest)), shift = now == minus_infinity ? 0.0f : now;
+    for (int64_t i = 0; i < key_tile; i += 16) {
+      const f32x16 e = exp(load<f32x16>(p + r * key_tile + i) - shift);
+      added += e;
+      store(p + r * key_tile + i, e);
+    }
+    alpha[r] = top[r] == minus_infinity ? 0.0f : std::exp(top[r] - shift);
+    total[r] = total[r] * alpha[r] + sum(added);
+    top[r] = now;
+  }
+}
+
+/// Rows [first, last) of a sequence, at most row_tile of them, one query head: y[row] [H, D] normalised.
+template <bool BF16>
+void attend_tile_of(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
+                    int64_t first, int64_t last, float* y, float* scratch) {
+  const int64_t d = c.head_dim, ld = shape.heads * d, rows = last - first, key_head = head / (shape.heads / c.heads);
+  const int64_t before = s.length - s.count;  // keys before this pass
+  float* p = scratch;                         // [row_tile, key_tile]
+  float* out = p + row_tile * key_tile;       // [row_tile, D]
+  uint8_t* copy = reinterpret_cast<uint8_t*>(out + row_tile * d);
+  float top[row_tile], total[row_tile], alpha[row_tile];
+  std::fill(top, top + row_tile, minus_infinity);
+  std::fill(total, total + row_tile, 0.0f);
+  std::fill(out, out + row_tile * d, 0.0f);
+  const float* queries = q + (s.start + first) * ld + head * d;
+  const auto low_of = [&](int64_t row) { return shape.window ? std::max<int64_t>(0, before + row + 1 - shape.window) : 0; };
+  const int64_t end = before + last;
+  for (int64_t at = low_of(first) / key_tile * key_tile; at < end; at += key_tile) {
+    const auto scores = [&]<int M>(int64_t r, int64_t j) {
+      f32x16 v[M];
+      key_scores<BF16, M>(view(c, s, at + j, key_head).keys + (at + j) % c.block_size * d * element(c), queries + r * ld, ld,
+                          d, v);
+      for (int m = 0; m < M; m++)
+        store(p + (r + m) * key_tile + j,
+              finish_scores(v[m], shape, at + j, low_of(first + r + m), before + first + r + m + 1));
+    };
+    for (int64_t j = 0; j < key_tile; j += 16) {
+      if (at + j >= end) {
+        for (int64_t r = 0; r < rows; r++) store(p + r * key_tile + j, splat(minus_infinity));
+        continue;
+      }
+      int64_t r = 0;
+      for (; r + 8 <= rows; r += 8) scores.template operator()<8>(r, j);
+      for (; r < rows; r++) scores.template operator()<1>(r, j);
+    }
+    soften(p, rows, top, total, alpha);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = 0; i < d; i += 16) store(out + r * d + i, load<f32x16>(out + r * d + i) * alpha[r]);
+    for (int64_t j = 0; j < key_tile && at + j < end; j += 32) {
+      const uint8_t* values = view(c, s, at + j, key_head).values + (at + j) % c.block_size * d * element(c);
+      values = clean_tail<BF16>(values, d, std::min<int64_t>(32, end - at - j), 32, copy);
+      const auto weigh = [&]<int M>(int64_t r, int64_t i) {
+        f32x16 v[M];
+        for (int m = 0; m < M; m++) v[m] = load<f32x16>(out + (r + m) * d + i);
+        add_values<BF16, M>(values, d, i, p + r * key_tile + j, key_tile, 32, v);
+        for (int m = 0; m < M; m++) store(out + (r + m) * d + i, v[m]);
+      };
+      for (int64_t i = 0; i < d; i += 16) {
+        int64_t r = 0;
+        for (; r + 8 <= rows; r += 8) weigh.template operator()<8>(r, i);
+        for (; r < rows; r++) weigh.template operator()<1>(r, i);
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = 0; i < d; i += 16)
+      store(y + (s.start + first + r) * ld + head * d + i, load<f32x16>(out + r * d + i) * (1.0f / total[r]));
+}
+
+inline void attend_tile(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
+                        int64_t first, int64_t last, float* y, float* scratch) {
+  (c.bf16 ? attend_tile_of<true> : attend_tile_of<false>)(c, shape, s, q, head, first, last, y, scratch);
+}
+
+}  // namespace tokenmill::ISA_NAMESPACE

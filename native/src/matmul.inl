@@ -1,0 +1,254 @@
+// Products with packed weights. One row at a time reads the weights once (bound by memory); many rows take them in
+// groups of eight per pass over a panel, which stays in the first-level cache, or go to matrix tiles (amx.inl).
+#pragma once
+
+namespace tokenmill::ISA_NAMESPACE {
+
+constexpr Format format_of(Kind kind) { return formats[static_cast<int>(kind)]; }
+
+/// Sixteen rows' codes of one chunk: eight steps of 16 rows x 4 k.
+template <Kind KIND>
+inline void unpack(const uint8_t* p, u32x16 (&w)[8]) {
+  constexpr Format f = format_of(KIND);
+  if constexpr (f.bits == 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) w[i] = load<u32x16>(p + 64 * i);
+    return;
+  }
+  constexpr bool nibbles = f.bits >= 4;
+  if constexpr (nibbles) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      const u32x16 v = load<u32x16>(p + 64 * j);
+      w[j] = v & 0x0f0f0f0f;
+      w[j + 4] = (v >> 4) & 0x0f0f0f0f;
+    }
+  }
+  constexpr int shift = nibbles ? 4 : 0;  // where the two-bit plane goes
+  if constexpr (f.bits == 6 || f.bits < 4) {
+    const uint8_t* plane = p + (nibbles ? 256 : 0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      const u32x16 v = load<u32x16>(plane + 64 * (i & 1));
+      const int at = (i >> 1) * 2;
+      const u32x16 two = (at <= shift ? v << (shift - at) : v >> (at - shift)) & (0x03030303u << shift);
+      w[i] = nibbles ? w[i] | two : two;
+    }
+  }
+  if constexpr (f.bits == 5 || f.bits == 3) {
+    constexpr int high = f.bits - 1;
+    const u32x16 v = load<u32x16>(p + 64 * (f.bits - 1));
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) w[i] |= (i <= high ? v << (high - i) : v >> (i - high)) & (0x01010101u << high);
+  }
+  if constexpr (f.table) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) w[i] = lookup16(w[i], iq4_nl_table);
+  }
+}
+
+/// Scale and minimum of sixteen rows for half a chunk (`half` matters where groups have 16).
+template <Kind KIND>
+inline void scales_at(const uint8_t* base, int64_t c, int half, int shift, f32x16& scale, f32x16& minimum) {
+  constexpr Format f = format_of(KIND);
+  constexpr int parts = f.min ? 2 : 1;
+  if constexpr (f.sub) {
+    constexpr int in_chunk = 32 / f.group;
+    const uint8_t* s = base + (c / 8) * parts * (32 + (super / f.group) * 16);
+    const uint8_t* group = s + 32 * parts + ((c % 8) * in_chunk + half) * 16 * parts;
+    const f32x16 d = from_half(s);
+    scale = d * (f.is_signed ? from_i8(reinterpret_cast<const int8_t*>(group)) : from_u8(group));
+    if constexpr (f.min) minimum = from_half(s + 32) * from_u8(group + 16);
+  } else {
+    const uint8_t* s = base + (c >> shift) * parts * 32;
+    scale = from_half(s);
+    if constexpr (f.min) minimum = from_half(s + 32);
+  }
+}
+
+/// y[M][16] of one panel for M rows of quantised inputs, beginning with row `t`.
+template <Kind KIND, int M>
+inline void panel_dot(const Weight& w, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[M]) {
+  constexpr Format f = format_of(KIND);
+  constexpr int halves = f.group == 16 ? 2 : 1, steps = 8 / halves;
+  const int64_t kp = in.padded_k(), chunks = kp / chunk;
+  const uint8_t* scales = panel + w.code_bytes();
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) y[m] = splat(0.0f);
+  for (int64_t c = 0; c < chunks; c++) {
+    u32x16 codes[8];
+    unpack<KIND>(panel + c * chunk_bytes(f), codes);
+#pragma GCC unroll 2
+    for (int half = 0; half < halves; half++) {
+      f32x16 scale, minimum;
+      scales_at<KIND>(scales, c, half, w.group_shift, scale, minimum);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const int8_t* x = in.q + (t + m) * kp + c * chunk + half * 16;
+        const int32_t* sums = in.sum + ((t + m) * chunks + c) * 2;
+        const int32_t total = halves == 2 ? sums[half] : sums[0] + sums[1];
+        i32x16 acc = splat(f.min ? 0 : -f.offset * total);
+#pragma GCC unroll 8
+        for (int i = 0; i < steps; i++) {
+          int32_t four;
+          std::memcpy(&four, x + 4 * i, 4);
+          acc = dot4(acc, codes[half * steps + i], splat(four));
+        }
+        const f32x16 sx = splat(in.scale[(t + m) * chunks + c]);
+        y[m] = fma(to_float(acc), scale * sx, y[m]);
+        if constexpr (f.min) y[m] = fma(minimum, sx * static_cast<float>(total), y[m]);
+      }
+    }
+  }
+}
+
+/// The same for bfloat16 and float32 weights, whose inputs stay in float32.
+template <Kind KIND, int M>
+inline void panel_dot_float(const Weight&, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[M]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) y[m] = splat(0.0f);
+  const float* x = in.x + t * in.k;
+  if constexpr (KIND == Kind::F32) {
+    for (int64_t k = 0; k < in.k; k++) {
+      const f32x16 w = load<f32x16>(panel + k * 64);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) y[m] = fma(w, splat(x[m * in.k + k]), y[m]);
+    }
+  } else {
+    for (int64_t k = 0; k < in.k; k += 2) {
+      const u32x16 pair = load<u32x16>(panel + k * 32);
+      const f32x16 even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        y[m] = fma(even, splat(x[m * in.k + k]), y[m]);
+        y[m] = fma(odd, splat(k + 1 < in.k ? x[m * in.k + k + 1] : 0.0f), y[m]);
+      }
+    }
+  }
+}
+
+inline void write_panel(const Weight& w, int64_t p, f32x16 v, const float* bias, float* y) {
+  const int64_t row = p * panel_rows, left = w.n - row;
+  if (left >= panel_rows) {
+    store(y + row, bias ? v + load<f32x16>(bias + row) : v);
+    return;
+  }
+  for (int64_t i = 0; i < left; i++) y[row + i] = bias ? v[i] + bias[row + i] : v[i];
+}
+
+template <Kind KIND, int M>
+void panel_rows_block(const Weight& w, int64_t p, const Inputs& in, int64_t t, const float* bias, float* y, int64_t ldy) {
+  f32x16 out[M];
+  if constexpr (format_of(KIND).bits == 0) panel_dot_float<KIND, M>(w, w.panel(p), in, t, out);
+  else panel_dot<KIND, M>(w, w.panel(p), in, t, out);
+  for (int m = 0; m < M; m++) write_panel(w, p, out[m], bias, y + (t + m) * ldy);
+}
+
+template <Kind KIND>
+void linear_of(const Weight& w, int64_t first, int64_t last, const Inputs& in, const float* bias, float* y, int64_t ldy) {
+  for (int64_t p = first; p < last; p++) {
+    int64_t t = 0;
+    for (; t + 8 <= in.t; t += 8) panel_rows_block<KIND, 8>(w, p, in, t, bias, y, ldy);
+    if (t + 4 <= in.t) panel_rows_block<KIND, 4>(w, p, in, t, bias, y, ldy), t += 4;
+    if (t + 2 <= in.t) panel_rows_block<KIND, 2>(w, p, in, t, bias, y, ldy), t += 2;
+    if (t < in.t) panel_rows_block<KIND, 1>(w, p, in, t, bias, y, ldy);
+  }
+}
+
+/// Calls `f` with the kind as a template argument.
+template <class F>
+inline void with_kind(Kind kind, F&& f) {
+  switch (kind) {
+#define TOKENMILL_KIND(K) \
+  case Kind::K:           \
+    return f.template operator()<Kind::K>();
+    TOKENMILL_KIND(F32) TOKENMILL_KIND(BF16) TOKENMILL_KIND(Q4_0) TOKENMILL_KIND(Q4_1) TOKENMILL_KIND(Q5_0)
+    TOKENMILL_KIND(Q5_1) TOKENMILL_KIND(Q8_0) TOKENMILL_KIND(Q2_K) TOKENMILL_KIND(Q3_K) TOKENMILL_KIND(Q4_K)
+    TOKENMILL_KIND(Q5_K) TOKENMILL_KIND(Q6_K) TOKENMILL_KIND(IQ4_NL)
+#undef TOKENMILL_KIND
+    default:;
+  }
+}
+
+/// One row to 8-bit blocks of 32: scale = max |x| / 127. A block with a number that is not finite yields NaN sums.
+inline void quantise(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16) {
+  for (int64_t at = 0; at < k; at += chunk) {
+    float block[32] = {};
+    const float* from = x + at;
+    if (at + chunk > k) {
+      std::memcpy(block, from, (k - at) * sizeof(float));
+      from = block;
+    }
+    const f32x16 a = load<f32x16>(from), b = load<f32x16>(from + 16);
+    const f32x16 magnitude = max(a < 0 ? -a : a, b < 0 ? -b : b);
+    const float largest = max(magnitude);
+    const bool broken = sum(a * 0.0f + b * 0.0f) != 0.0f;  // NaN or infinity anywhere in the block
+    scale[at / chunk] = broken ? NAN : largest / 127.0f;
+    const f32x16 inverse = splat(largest > 0 && !broken ? 127.0f / largest : 0.0f);
+    const f32x16 halves[2] = {a, b};
+    for (int h = 0; h < 2; h++) {
+      const f32x16 v = broken ? splat(0.0f) : halves[h] * inverse;
+      const i32x16 n = __builtin_convertvector(v + (v < 0 ? splat(-0.5f) : splat(0.5f)), i32x16);
+      store(q + at + 16 * h, __builtin_convertvector(n, i8x16));
+      int32_t total = 0;
+      for (int i = 0; i < 16; i++) total += n[i];
+      sum16[at / 16 + h] = total;
+    }
+  }
+}
+
+inline void row_to_bf16(const float* x, int64_t k, uint16_t* b) {
+  const int64_t kp = (k + chunk - 1) / chunk * chunk;
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) to_bf16(b + i, load<f32x16>(x + i));
+  for (; i < kp; i += 16) {
+    float tail[16] = {};
+    if (i < k) std::memcpy(tail, x + i, (k - i) * sizeof(float));
+    to_bf16(b + i, load<f32x16>(tail));
+  }
+}
+
+/// Calls `put(k, v)` with the sixteen weights of every k of a panel, in float32.
+template <Kind KIND, class Put>
+inline void dequantise_panel(const Weight& w, const uint8_t* panel, Put&& put) {
+  constexpr Format f = format_of(KIND);
+  const int64_t kp = w.padded_k();
+  if constexpr (KIND == Kind::F32) {
+    for (int64_t k = 0; k < kp; k++) put(k, load<f32x16>(panel + k * 64));
+  } else if constexpr (KIND == Kind::BF16) {
+    for (int64_t k = 0; k < kp; k += 2) {
+      const u32x16 pair = load<u32x16>(panel + k * 32);
+      put(k, as_float(pair << 16));
+      put(k + 1, as_float(pair & 0xffff0000u));
+    }
+  } else {
+    const uint8_t* scales = panel + w.code_bytes();
+    for (int64_t c = 0; c < kp / chunk; c++) {
+      u32x16 codes[8];
+      unpack<KIND>(panel + c * chunk_bytes(f), codes);
+      f32x16 scale, minimum;
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; i++) {
+        if (i % (f.group == 16 ? 4 : 8) == 0) {
+          scales_at<KIND>(scales, c, i / 4, w.group_shift, scale, minimum);
+          if constexpr (!f.min) minimum = scale * static_cast<float>(-f.offset);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+          put(c * chunk + 4 * i + j, fma(to_float((i32x16)((codes[i] >> (8 * j)) & 0xff)), scale, minimum));
+      }
+    }
+  }
+}
+
+/// One row of a weight (an embedding).
+inline void dequantise(const Weight& w, int64_t row, float* out) {
+  with_kind(w.kind, [&]<Kind KIND>() {
+    const int64_t lane = row % panel_rows;
+    dequantise_panel<KIND>(w, w.panel(row / panel_rows), [&](int64_t k, f32x16 v) {
+      if (k < w.k) out[k] = v[lane];
+    });
+  });
+}
+
+}  // namespace tokenmill::ISA_NAMESPACE

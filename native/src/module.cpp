@@ -1,0 +1,156 @@
+// The extension module. Addresses cross as integers (Tensor.data_ptr()): DLPack costs microseconds a tensor, and a step
+// of a small model has four milliseconds in all. tokenmill.ops.native is the only caller and checks what it passes.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "kernels.h"
+#include "pack.h"
+#include "pool.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace tokenmill;
+
+namespace {
+
+using Address = uintptr_t;
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Kind kind_named(const std::string& name) {
+  const Kind kind = kind_of(name.c_str());
+  if (kind == Kind::Count) throw std::invalid_argument("no packed format is called " + name);
+  return kind;
+}
+
+/// A job of one stage: f(task) for each task.
+template <class F>
+struct Tasks : Job {
+  Tasks(int64_t count, F f) : count(count), f(std::move(f)) {}
+  int stages() const override { return 1; }
+  int tasks(int) const override { return static_cast<int>(count); }
+  void run(int, int task, int) override { f(task); }
+  int64_t count;
+  F f;
+};
+template <class F>
+void parallel(Pool& pool, int64_t count, F f) {
+  Tasks<F> job(count, std::move(f));
+  pool.run(job);
+}
+
+void pack_rows(Pool& pool, const Weight& w, Address rows) {
+  nb::gil_scoped_release free;
+  parallel(pool, w.panels(), [&](int64_t p) {
+    pack_panel(w, p, at<uint8_t>(rows), const_cast<uint8_t*>(w.panel(p)));
+  });
+}
+
+void pack_code_rows(Pool& pool, const Weight& w, Address codes, Address scales, Address minima) {
+  nb::gil_scoped_release free;
+  parallel(pool, w.panels(), [&](int64_t p) {
+    pack_codes(w, p, at<uint8_t>(codes), at<uint16_t>(scales), at<uint16_t>(minima), const_cast<uint8_t*>(w.panel(p)));
+  });
+}
+
+void dequantise_rows(Pool& pool, const Kernels& k, const Weight& w, Address rows, int64_t count, Address out) {
+  nb::gil_scoped_release free;
+  parallel(pool, count, [&](int64_t i) { k.dequantise(w, at<int64_t>(rows)[i], at<float>(out) + i * w.k); });
+}
+
+void run_program(Program& program, Pool& pool, const Kernels& k, int64_t rows, Address tokens, Address positions,
+                 Address slots, int64_t sequences, Address spans, Address tables, int64_t table_width, bool invariant) {
+  nb::gil_scoped_release free;
+  Pass pass{rows, at<int64_t>(tokens), at<int64_t>(positions), at<int64_t>(slots), {}};
+  for (int64_t i = 0; i < sequences; i++) {
+    const int64_t* s = at<int64_t>(spans) + 3 * i;
+    pass.sequences.push_back({s[0], s[1], s[2], at<int32_t>(tables) + i * table_width});
+  }
+  program.run(pool, k, pass, invariant);
+}
+
+std::vector<std::pair<std::string, int64_t>> profile_program(Program& program, Pool& pool, const Kernels& k, int64_t rows,
+                                                             Address tokens, Address positions, Address slots,
+                                                             int64_t sequences, Address spans, Address tables,
+                                                             int64_t table_width) {
+  Pass pass{rows, at<int64_t>(tokens), at<int64_t>(positions), at<int64_t>(slots), {}};
+  for (int64_t i = 0; i < sequences; i++) {
+    const int64_t* s = at<int64_t>(spans) + 3 * i;
+    pass.sequences.push_back({s[0], s[1], s[2], at<int32_t>(tables) + i * table_width});
+  }
+  return program.profile(pool, k, pass, false);
+}
+
+void bind_program(nb::module_& m) {
+  nb::class_<Program>(m, "Program")
+      .def(nb::init<int64_t>(), "max_rows"_a)
+      .def_prop_ro("max_rows", [](const Program& p) { return p.max_rows; })
+      .def("__len__", &Program::size)
+      .def("embed", [](Program& p, const Weight& w, Address y) { p.embed(w, at<float>(y)); })
+      .def("linear",
+           [](Program& p, Address x, const Weight& w, Address bias, Address y) {
+             p.linear(at<float>(x), {w}, {at<float>(bias)}, {at<float>(y)});
+           })
+      .def("rms_norm",
+           [](Program& p, Address x, Address w, float eps, int64_t inner, int64_t size, Address y) {
+             p.rms_norm(at<float>(x), at<float>(w), eps, inner, size, at<float>(y));
+           })
+      .def("layer_norm",
+           [](Program& p, Address x, Address w, Address b, float eps, int64_t inner, int64_t size, Address y) {
+             p.layer_norm(at<float>(x), at<float>(w), at<float>(b), eps, inner, size, at<float>(y));
+           })
+      .def("angles",
+           [](Program& p, Address inverse, int64_t features, float scale, Address cos, Address sin) {
+             p.angles(at<float>(inverse), features, scale, at<float>(cos), at<float>(sin));
+           })
+      .def("rope",
+           [](Program& p, Address x, Address cos, Address sin, int64_t heads, int64_t dim, int64_t rotated, Address y) {
+             p.rope(at<float>(x), at<float>(cos), at<float>(sin), heads, dim, rotated, at<float>(y));
+           })
+      .def("unary", [](Program& p, int kind, Address x, int64_t width,
+                       Address y) { p.unary(static_cast<Unary>(kind), at<float>(x), width, at<float>(y)); })
+      .def("gated",
+           [](Program& p, int kind, Address gate, Address up, int64_t width, Address y) {
+             p.gated(static_cast<Unary>(kind), at<float>(gate), at<float>(up), width, at<float>(y));
+           })
+      .def("add", [](Program& p, Address a, Address b, float scale, int64_t width,
+                     Address y) { p.add(at<float>(a), at<float>(b), scale, width, at<float>(y)); })
+      .def("scale", [](Program& p, Address x, float factor, int64_t width,
+                       Address y) { p.scale(at<float>(x), factor, width, at<float>(y)); })
+      .def("softcap", [](Program& p, Address x, float cap, int64_t width,
+                         Address y) { p.softcap(at<float>(x), cap, width, at<float>(y)); })
+      .def("attend",
+           [](Program& p, Address q, Address k, Address v, Address keys, Address values, bool bf16, int64_t block_size,
+              int64_t kv_heads, int64_t head_dim, int64_t heads, float scale, float softcap, int64_t window, Address y) {
+             p.attend(at<float>(q), at<float>(k), at<float>(v),
+                      {at<void>(keys), at<void>(values), bf16, block_size, kv_heads, head_dim},
+                      {heads, scale, softcap, window}, at<float>(y));
+           })
+      .def("run", &run_program)
+      .def("profile", &profile_program);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::class_<Kernels>(m, "Kernels").def_ro("name", &Kernels::name).def_ro("tiles", &Kernels::tiles);
+  m.def("kernels", [](const std::string& name) { return &kernels(name.c_str()); }, nb::rv_policy::reference);
+  nb::class_<Pool>(m, "Pool")
+      .def(nb::init<int, std::vector<int>, bool>(), "threads"_a, "cpus"_a, "bind_caller"_a)
+      .def_prop_ro("threads", &Pool::threads);
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__",
+           [](Weight* self, const std::string& kind, int64_t n, int64_t k, int group_shift, Address data) {
+             new (self) Weight{kind_named(kind), n, k, group_shift, at<uint8_t>(data)};
+           })
+      .def_prop_ro("nbytes", [](const Weight& w) { return w.panels() * w.panel_bytes(); });
+  m.def("pack_rows", &pack_rows, "A matrix of GGUF blocks, or of floats, into the weight's memory");
+  m.def("pack_codes", &pack_code_rows, "Codes with scales into the weight's memory");
+  m.def("dequantise", &dequantise_rows, "Rows of a weight to float32");
+  bind_program(m);
+}

@@ -1,0 +1,354 @@
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+namespace tokenmill {
+namespace {
+
+/// Rows that one task takes, so that every thread gets a few tasks and none is tiny.
+int64_t rows_per_task(const Context& c, int64_t floats_per_row) {
+  const int64_t worth_it = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, floats_per_row));
+  return std::max<int64_t>(worth_it, (c.pass.rows + 4 * c.threads - 1) / (4 * c.threads));
+}
+
+/// A step that treats each row on its own.
+template <class F>
+struct RowStep : Step {
+  RowStep(std::string name, int64_t floats_per_row, F f) : f(std::move(f)), label(std::move(name)), width(floats_per_row) {}
+  int tasks(const Context& c) const override {
+    const int64_t n = rows_per_task(c, width);
+    return static_cast<int>((c.pass.rows + n - 1) / n);
+  }
+  void run(const Context& c, int task, int) override {
+    const int64_t n = rows_per_task(c, width), first = task * n, last = std::min(c.pass.rows, first + n);
+    for (int64_t t = first; t < last; t++) f(c, t);
+  }
+  std::string name() const override { return label; }
+  F f;
+  std::string label;
+  int64_t width;
+};
+template <class F>
+std::unique_ptr<Step> row_step(std::string name, int64_t width, F f) {
+  return std::make_unique<RowStep<F>>(std::move(name), width, std::move(f));
+}
+
+/// From how many rows on a product goes to matrix tiles: turning weights into bfloat16 must pay (see performance.md).
+constexpr int64_t tiles_from = 12;
+
+bool tiles(const Context& c) { return c.kernels.tiles && !c.invariant && c.pass.rows >= tiles_from; }
+
+}  // namespace
+
+/// Quantises a product's inputs, or rounds them to bfloat16 for the tiles, into buffers that all products share: what
+/// one prepares is used up before the next does.
+struct Program::Prepare : Step {
+  Prepare(const float* x, int64_t k, const Shared& to) : x(x), k(k), to(to) {}
+  int tasks(const Context& c) const override {
+    if (!quantised && !tiles(c)) return 0;
+    const int64_t n = rows_per_task(c, 2 * k);
+    return static_cast<int>((c.pass.rows + n - 1) / n);
+  }
+  void run(const Context& c, int task, int) override {
+    const int64_t n = rows_per_task(c, 2 * k), kp = (k + chunk - 1) / chunk * chunk;
+    const bool round = tiles(c);
+    for (int64_t t = task * n; t < std::min(c.pass.rows, (task + 1) * n); t++) {
+      if (round) c.kernels.to_bf16(x + t * k, k, to.b.data + t * kp);
+      else c.kernels.quantise(x + t * k, k, to.q.data + t * kp, to.scale.data + t * kp / 32, to.sum.data + t * kp / 16);
+    }
+  }
+  std::string name() const override { return "prepare"; }
+  Inputs inputs(const Context& c) const { return {x, to.q.data, to.scale.data, to.sum.data, to.b.data, c.pass.rows, k}; }
+
+  const float* x;
+  int64_t k;
+  const Shared& to;
+  bool quantised = false;  // some weight multiplies 8-bit inputs
+};
+
+/// One input times one or several weights.
+struct Program::Product : Step {
+  struct Part {
+    Weight weight;
+    const float* bias;
+    float* y;
+  };
+  /// Panels of one task: small enough that the threads finish together.
+  int64_t per_task(const Context& c) const {
+    const int64_t n = std::clamp<int64_t>(panels / (6 * c.threads), 1, 64);
+    return c.threads == 1 ? panels : (n + 1) / 2 * 2;  // tiles take panels in pairs
+  }
+  int64_t tasks_of(const Part& part, int64_t n) const { return (part.weight.panels() + n - 1) / n; }
+  int tasks(const Context& c) const override {
+    const int64_t n = per_task(c);
+    int64_t total = 0;
+    for (const Part& part : parts) total += tasks_of(part, n);
+    return static_cast<int>(total);
+  }
+  void run(const Context& c, int task, int thread) override {
+    const int64_t n = per_task(c);
+    int64_t left = task;
+    for (const Part& part : parts) {
+      const int64_t here = tasks_of(part, n);
+      if (left >= here) {
+        left -= here;
+        continue;
+      }
+      const int64_t first = left * n, last = std::min(part.weight.panels(), first + n);
+      c.kernels.linear(part.weight, first, last, inputs->inputs(c), part.bias, part.y, part.weight.n, tiles(c),
+                       c.scratch[thread]);
+      return;
+    }
+  }
+  std::string name() const override { return "linear"; }
+  Prepare* inputs = nullptr;
+  int64_t panels = 0;
+  std::vector<Part> parts;
+};
+
+namespace {
+
+/// Writes the new keys and values, and attends: rows of decoding in splits of keys, whole prompts in tiles.
+struct Attention {
+  static constexpr int64_t split = 512, row_tile = 64;
+  const float *q, *k, *v;
+  Cache cache;
+  AttentionShape shape;
+  float* y;
+  std::vector<float> partial;  // of the splits: [G * D] sums, [G] maxima, [G] totals
+  std::vector<int64_t> first_task;
+
+  bool by_row(const Context& c, const Sequence& s) const { return c.invariant || s.count < 4; }
+  int64_t splits(const Sequence& s) const { return (s.length + split - 1) / split; }
+  int64_t groups() const { return shape.heads / cache.heads; }
+  int64_t partial_floats() const { return groups() * (cache.head_dim + 2); }
+  /// A sequence by rows: (row, key head, split); by tiles: (tile, query head).
+  int64_t tasks_of(const Context& c, const Sequence& s) const {
+    if (by_row(c, s)) return s.count * cache.heads * splits(s);
+    return (s.count + row_tile - 1) / row_tile * shape.heads;
+  }
+  Sequence row_of(const Sequence& s, int64_t row) const { return {s.start + row, 1, s.length - s.count + row + 1, s.blocks}; }
+};
+
+struct WriteStep : Step {
+  explicit WriteStep(std::shared_ptr<Attention> a) : a(std::move(a)) {}
+  int tasks(const Context& c) const override {
+    // Also the one place that runs alone before the attention: count its tasks and make room for its splits
+    int64_t total = 0, rows = 0;
+    a->first_task.clear();
+    for (const Sequence& s : c.pass.sequences) {
+      a->first_task.push_back(total);
+      total += a->tasks_of(c, s);
+      if (a->by_row(c, s)) rows = total;
+    }
+    a->first_task.push_back(total);
+    if (static_cast<int64_t>(a->partial.size()) < rows * a->partial_floats()) a->partial.resize(rows * a->partial_floats());
+    const int64_t n = rows_per_task(c, 4096);
+    return static_cast<int>((c.pass.rows + n - 1) / n);
+  }
+  void run(const Context& c, int task, int) override {
+    const int64_t n = rows_per_task(c, 4096), width = a->cache.heads * a->cache.head_dim;
+    for (int64_t t = task * n; t < std::min(c.pass.rows, (task + 1) * n); t++)
+      c.kernels.write_cache(a->cache, c.pass.slots[t], a->k + t * width, a->v + t * width);
+  }
+  std::string name() const override { return "write cache"; }
+  std::shared_ptr<Attention> a;
+};
+
+struct AttendStep : Step {
+  explicit AttendStep(std::shared_ptr<Attention> a) : a(std::move(a)) {}
+  int tasks(const Context&) const override { return static_cast<int>(a->first_task.back()); }
+  void run(const Context& c, int task, int thread) override {
+    const size_t i = std::upper_bound(a->first_task.begin(), a->first_task.end(), task) - a->first_task.begin() - 1;
+    const Sequence& s = c.pass.sequences[i];
+    const int64_t local = task - a->first_task[i];
+    if (!a->by_row(c, s)) {
+      const int64_t tile = local / a->shape.heads, first = tile * Attention::row_tile;
+      c.kernels.attend_tile(a->cache, a->shape, s, a->q, local % a->shape.heads, first,
+                            std::min(s.count, first + Attention::row_tile), a->y, c.scratch[thread]);
+      return;
+    }
+    const int64_t splits = a->splits(s), split = local % splits, head = local / splits % a->cache.heads;
+    const int64_t d = a->cache.head_dim, g = a->groups();
+    const Sequence row = a->row_of(s, local / splits / a->cache.heads);
+    float* out = a->partial.data() + task * a->partial_floats();
+    const int64_t low = a->shape.window ? std::max<int64_t>(0, row.length - a->shape.window) : 0;
+    const int64_t from = std::max(split * Attention::split, low / 32 * 32);
+    const int64_t to = std::min(row.length, (split + 1) * Attention::split);
+    if (from >= to) {  // all of this split has left the window, or lies after this row
+      for (int64_t j = 0; j < g; j++) out[g * d + j] = -INFINITY;
+      return;
+    }
+    const float* q = a->q + row.start * a->shape.heads * d + head * g * d;
+    c.kernels.attend_row(a->cache, a->shape, row, q, head, from, to, out, out + g * d, out + g * d + g, c.scratch[thread]);
+  }
+  std::string name() const override { return "attend"; }
+  std::shared_ptr<Attention> a;
+};
+
+/// Puts the splits of each row together (Dao 2023, "Flash-Decoding").
+struct MergeStep : Step {
+  explicit MergeStep(std::shared_ptr<Attention> a) : a(std::move(a)) {}
+  int tasks(const Context& c) const override { return static_cast<int>(c.pass.sequences.size()); }
+  void run(const Context& c, int task, int) override {
+    const Sequence& s = c.pass.sequences[task];
+    if (!a->by_row(c, s)) return;
+    const int64_t splits = a->splits(s), g = a->groups(), d = a->cache.head_dim;
+    const float* part = a->partial.data() + a->first_task[task] * a->partial_floats();
+    for (int64_t row = 0; row < s.count; row++)
+      for (int64_t head = 0; head < a->cache.heads; head++, part += splits * a->partial_floats())
+        for (int64_t j = 0; j < g; j++) merge(part, splits, j, a->y + ((s.start + row) * a->shape.heads + head * g + j) * d);
+  }
+  void merge(const float* parts, int64_t splits, int64_t j, float* y) const {
+    const int64_t g = a->groups(), d = a->cache.head_dim, stride = a->partial_floats();
+    float top = -INFINITY, total = 0;
+    for (int64_t i = 0; i < splits; i++) top = std::fmax(top, parts[i * stride + g * d + j]);
+    std::memset(y, 0, d * sizeof(float));
+    for (int64_t i = 0; i < splits; i++) {
+      const float* part = parts + i * stride;
+      if (part[g * d + j] == -INFINITY) continue;
+      const float factor = std::exp(part[g * d + j] - top);
+      total += factor * part[g * d + g + j];
+      for (int64_t f = 0; f < d; f++) y[f] += factor * part[j * d + f];
+    }
+    for (int64_t f = 0; f < d; f++) y[f] /= total;
+  }
+  std::string name() const override { return "merge"; }
+  std::shared_ptr<Attention> a;
+};
+
+}  // namespace
+
+void Program::push(std::unique_ptr<Step> step, const float* output) {
+  steps_.push_back(std::move(step));
+  product_ = nullptr;
+  written(output);
+}
+
+void Program::written(const float* buffer) {
+  if (prepared_ && prepared_->x == buffer) prepared_ = nullptr, product_ = nullptr;
+}
+
+void Program::embed(Weight w, float* y) {
+  push(row_step("embed", w.k, [=](const Context& c, int64_t t) { c.kernels.dequantise(w, c.pass.tokens[t], y + t * w.k); }), y);
+}
+
+void Program::linear(const float* x, std::vector<Weight> weights, std::vector<const float*> biases, std::vector<float*> ys) {
+  const int64_t k = weights[0].k;
+  if (!prepared_ || prepared_->x != x || prepared_->k != k) {
+    auto prepare = std::make_unique<Prepare>(x, k, shared_);
+    prepared_ = prepare.get();
+    steps_.push_back(std::move(prepare));
+    product_ = nullptr;
+  }
+  if (!product_) {
+    auto product = std::make_unique<Product>();
+    product_ = product.get();
+    product->inputs = prepared_;
+    steps_.push_back(std::move(product));
+  }
+  for (size_t i = 0; i < weights.size(); i++) {
+    product_->parts.push_back({weights[i], biases[i], ys[i]});
+    product_->panels += weights[i].panels();
+    prepared_->quantised |= weights[i].format().bits != 0;
+    max_k_ = std::max(max_k_, k);
+  }
+  for (const float* y : ys) written(y);
+}
+
+void Program::rms_norm(const float* x, const float* weight, float eps, int64_t inner, int64_t size, float* y) {
+  push(row_step("rms_norm", inner * size, [=](const Context& c, int64_t t) {
+         for (int64_t i = t * inner; i < (t + 1) * inner; i++) c.kernels.rms_norm(x + i * size, weight, eps, size, y + i * size);
+       }), y);
+}
+void Program::layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t inner, int64_t size,
+                         float* y) {
+  push(row_step("layer_norm", inner * size, [=](const Context& c, int64_t t) {
+         for (int64_t i = t * inner; i < (t + 1) * inner; i++)
+           c.kernels.layer_norm(x + i * size, weight, bias, eps, size, y + i * size);
+       }), y);
+}
+void Program::angles(const float* inverse, int64_t features, float scale, float* cos, float* sin) {
+  push(row_step("angles", 32 * features, [=](const Context& c, int64_t t) {
+         const float position = static_cast<float>(c.pass.positions[t]);
+         for (int64_t i = 0; i < features; i++) {
+           const float angle = position * inverse[i];
+           float* at = cos + t * 2 * features + i;
+           at[0] = at[features] = std::cos(angle) * scale;
+           at = sin + t * 2 * features + i;
+           at[0] = at[features] = std::sin(angle) * scale;
+         }
+       }), cos);
+  written(sin);
+}
+void Program::rope(const float* x, const float* cos, const float* sin, int64_t heads, int64_t dim, int64_t rotated, float* y) {
+  push(row_step("rope", heads * dim, [=](const Context& c, int64_t t) {
+         c.kernels.rope(x + t * heads * dim, cos + t * rotated, sin + t * rotated, heads, dim, rotated, y + t * heads * dim);
+       }), y);
+}
+void Program::unary(Unary kind, const float* x, int64_t width, float* y) {
+  push(row_step("activation", width, [=](const Context& c, int64_t t) { c.kernels.unary(kind, x + t * width, width, y + t * width); }), y);
+}
+void Program::gated(Unary kind, const float* gate, const float* up, int64_t width, float* y) {
+  push(row_step("gated", 2 * width, [=](const Context& c, int64_t t) {
+         c.kernels.gated(kind, gate + t * width, up + t * width, width, y + t * width);
+       }), y);
+}
+void Program::add(const float* a, const float* b, float scale_b, int64_t width, float* y) {
+  push(row_step("add", width, [=](const Context& c, int64_t t) {
+         c.kernels.add(a + t * width, b + t * width, scale_b, width, y + t * width);
+       }), y);
+}
+void Program::scale(const float* x, float factor, int64_t width, float* y) {
+  push(row_step("scale", width, [=](const Context& c, int64_t t) { c.kernels.scale(x + t * width, factor, width, y + t * width); }), y);
+}
+void Program::softcap(const float* x, float cap, int64_t width, float* y) {
+  push(row_step("softcap", width, [=](const Context& c, int64_t t) { c.kernels.softcap(x + t * width, cap, width, y + t * width); }), y);
+}
+void Program::attend(const float* q, const float* k, const float* v, Cache cache, AttentionShape shape, float* y) {
+  auto a = std::make_shared<Attention>(Attention{q, k, v, cache, shape, y, {}, {}});
+  head_dim_ = std::max(head_dim_, cache.head_dim);
+  push(std::make_unique<WriteStep>(a), nullptr);
+  push(std::make_unique<AttendStep>(a), nullptr);
+  push(std::make_unique<MergeStep>(a), y);
+}
+
+void Program::run(Pool& pool, const Kernels& kernels, const Pass& pass, bool invariant) {
+  if (static_cast<int>(scratch_.size()) != pool.threads()) {  // the first run: every step is known by now
+    const int64_t kp = (max_k_ + chunk - 1) / chunk * chunk, floats = scratch_floats(max_k_, head_dim_);
+    shared_.q.resize(max_rows * kp);
+    shared_.scale.resize(max_rows * kp / 32);
+    shared_.sum.resize(max_rows * kp / 16);
+    if (kernels.tiles) shared_.b.resize((max_rows + 31) / 32 * 32 * kp);
+    scratch_.clear();
+    for (int i = 0; i < pool.threads(); i++) scratch_.push_back(std::make_unique<float[]>(floats));
+  }
+  Context context{kernels, pass, pool.threads(), invariant, {}};
+  for (auto& s : scratch_) context.scratch.push_back(s.get());
+  context_ = &context;
+  pool.run(*this);
+  context_ = nullptr;
+}
+
+std::vector<std::pair<std::string, int64_t>> Program::profile(Pool& pool, const Kernels& kernels, const Pass& pass,
+                                                              bool invariant) {
+  std::vector<std::pair<std::string, int64_t>> times;
+  std::vector<std::unique_ptr<Step>> all;
+  std::swap(all, steps_);
+  for (auto& step : all) {
+    steps_.clear();
+    steps_.push_back(std::move(step));
+    const auto begin = std::chrono::steady_clock::now();
+    run(pool, kernels, pass, invariant);
+    const auto end = std::chrono::steady_clock::now();
+    times.emplace_back(steps_[0]->name(), std::chrono::duration_cast<std::chrono::nanoseconds>(end - begin).count());
+    step = std::move(steps_[0]);
+  }
+  std::swap(all, steps_);
+  return times;
+}
+
+}  // namespace tokenmill
