@@ -128,13 +128,13 @@ class Recipe(Part):
 
     # --- evaluation, samples, log
     eval_every: Annotated[int, Field(ge=0)] | None = None
-    """Steps between evaluations; 0 only at the end, None twenty in the run."""
+    """Steps between evaluations; 0 only at the end; derived: twenty in the run."""
     eval_batches: Count = 50
     """Micro-batches of one evaluation at most, the same every time."""
     early_stop: Annotated[int, Field(ge=0)] = 0
     """End after so many evaluations without a better loss; 0 never."""
     sample_every: Annotated[int, Field(ge=0)] | None = None
-    """Steps between samples; 0 only at the end, None with every evaluation."""
+    """Steps between samples; 0 only at the end; derived: with every evaluation."""
     sample_prompts: list[str] = Field(default_factory=list)
     """What the model is to continue (or to answer, with a chat template); without any, beginnings of held-out rows."""
     sample_tokens: Annotated[int, Field(ge=0)] = 64
@@ -152,7 +152,7 @@ class Recipe(Part):
     out: str = "runs"
     """The folder of run folders."""
     save_every: Annotated[int, Field(ge=0)] | None = None
-    """Steps between checkpoints; 0 only at the end, None ten in the run."""
+    """Steps between checkpoints; 0 only at the end; derived: ten in the run."""
     save_minutes: Annotated[float, Field(ge=0.0)] = 15.0
     """And at least so often; 0 switches it off."""
     save_keep: Count = 2

@@ -182,6 +182,19 @@ class Tokenizer:
             ids += self.encode(part, add_special_tokens=False, parse_special=False) if token_id is None else [token_id]
         return ids
 
+    def with_tokens(self, texts: Iterable[str]) -> Tokenizer:
+        """The same with these texts as tokens of their own, behind the vocabulary; those it has already stay as is."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in texts])
+        return Tokenizer(
+            backend,
+            origin=self._origin,
+            names=self.special_tokens,
+            end_ids=self.eos_token_ids,
+            chat_templates=self.chat_templates,
+            settings=self._settings,
+        )
+
     def save(self, folder: Path) -> None:
         """Write a folder that transformers and this package load: tokenizer, its configuration, chat templates."""
         folder = Path(folder)
