@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Tests run side by side, a process a core, so each gets one thread; two processes that bind two threads each would meet
 # on the first core. Set before torch is imported; commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `run` asks a running server; whatever runs on the machine of whoever tests is no part of a test
+os.environ["TOKENMILL_HOST"] = "127.0.0.1:1"
 
 from tokenmill.store import Store
 

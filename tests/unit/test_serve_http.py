@@ -64,7 +64,7 @@ def generate(url: str, prompt: str, tokens: int = 8, **more: Any) -> Iterator[di
 
 
 def routes(url: str, **options: Any) -> list[tuple[str, str]]:
-    paths = httpx.get(f"{url}/openapi.json", **options).json()["paths"]
+    paths = httpx.get(f"{url}/openapi.json", timeout=60, **options).json()["paths"]
     found = [(method.upper(), path) for path, methods in paths.items() for method in methods]
     return [*found, ("GET", "/openapi.json"), ("GET", "/nothing"), ("GET", "/")]
 
@@ -75,7 +75,7 @@ def test_keys_guard_every_route_but_health(keyed: str) -> None:
     assert {"/metrics", "/api/chat", "/health"} <= {path for _, path in listed}
     for method, path in listed:
         if not path.startswith("/health"):
-            reply = httpx.request(method, keyed + path)
+            reply = httpx.request(method, keyed + path, timeout=60)
             assert (path, reply.status_code) == (path, 401)
             assert reply.headers["www-authenticate"] == "Bearer"
     for path in ("/health", "/health/live"):
@@ -294,7 +294,7 @@ def test_told_to_stop_it_finishes_what_it_began(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
-        stream = generate(ready["url"], "the cat", model="small", options={"num_predict": 400, "temperature": 2.0})
+        stream = generate(ready["url"], "the cat", model="small", options={"num_predict": 1500, "temperature": 2.0})
         next(stream)
         process.send_signal(signal.SIGTERM)
         refused = [httpx.get(f"{ready['url']}/api/tags").status_code]

@@ -24,7 +24,8 @@ from tokenmill.llm import LLM, Piece, Stats
 from tokenmill.serve.errors import HTTPError
 from tokenmill.serve.ollama import fields, options
 from tokenmill.serve.ollama.access import check_may_change
-from tokenmill.serve.ollama.answers import Answer, ndjson
+from tokenmill.serve.ollama.answers import Answer
+from tokenmill.serve.ollama.answers import lines as json_lines
 from tokenmill.serve.reading import AnswerReader
 from tokenmill.serve.worker import Ticket
 from tokenmill.store import Store
@@ -365,7 +366,7 @@ def llm(store: Store) -> LLM:
 
 def lines(answer: Answer) -> list[dict[str, Any]]:
     async def read() -> list[dict[str, Any]]:
-        return [json.loads(line) async for line in ndjson(answer.chunks())]
+        return [json.loads(line) async for line in json_lines(answer.chunks())]
 
     return asyncio.run(read())
 

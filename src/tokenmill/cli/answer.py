@@ -1,19 +1,23 @@
 """One answer of a model, streamed to wherever it goes, with the figures that ``--verbose`` prints.
 
-Shared by the one-shot ``run`` and the chat. Imports no torch: the model is whatever has LLM's ``stream``.
+Shared by the one-shot ``run`` and the chat. Imports no torch: the model is whatever has LLM's ``stream``, in this
+process or on a server.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.cli.output import human_duration
+from tokenmill.cli.served import ServedModel, ServedSettings, ServedStats
+from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:
     from tokenmill import LLM, SamplingParams
+    from tokenmill.llm import Stats
 
 INTERRUPTED = "interrupted"
 CONTEXT_FULL = "(the answer ends here because the context is full)"
@@ -48,20 +52,27 @@ class Answer:
         return "\n".join(f"{f'{name}:':<21} {value}" for name, value in rows)
 
 
-def speaks_chat(llm: LLM) -> bool:
+def speaks_chat(llm: LLM | ServedModel) -> bool:
     """Whether messages can be put to the model: it has a template, of its Modelfile or of its own files."""
     return bool(llm.files.template or llm.tokenizer.chat_template)
 
 
-def context_is_full(answer: Answer, params: SamplingParams) -> bool:
+def settings_of(llm: LLM | ServedModel, options: Mapping[str, Any]) -> SamplingParams | ServedSettings:
+    """The session's `options` over the model's own, as its ``stream`` takes them."""
+    if isinstance(llm, ServedModel):
+        return llm.settings(options)
+    return replace(llm.default_params, **from_ollama(options))
+
+
+def context_is_full(answer: Answer, params: SamplingParams | ServedSettings) -> bool:
     """Whether the answer ends because the context does, and not because of a limit that somebody set."""
     return answer.finish_reason == "length" and params.max_tokens is None
 
 
 def ask(
-    llm: LLM,
+    llm: LLM | ServedModel,
     prompt: str | Sequence[dict[str, str]],
-    params: SamplingParams,
+    params: SamplingParams | ServedSettings,
     write: Callable[[str], object],
     *,
     format: str | dict[str, Any] | None = None,
@@ -74,11 +85,13 @@ def ask(
     """
     begin = time.perf_counter()
     said: list[str] = []
-    reason, stats = INTERRUPTED, None
+    reason: str = INTERRUPTED
+    stats: Stats | ServedStats | None = None
+    model: Any = llm  # each takes the settings that `settings_of` gave for it
     # format= constrains the decoding and costs a grammar; it is passed only where it was asked for
     extra: dict[str, Any] = {} if format is None else {"format": format}
     try:
-        for piece in llm.stream(prompt, params, **extra):
+        for piece in model.stream(prompt, params, **extra):
             said.append(piece.text)
             write(piece.text)
             if piece.finish_reason is not None:
@@ -87,6 +100,8 @@ def ask(
         if not interruptible:
             raise
     total = load_s + time.perf_counter() - begin
+    if isinstance(stats, ServedStats):
+        total, load_s = stats.total_s, stats.load_s
     if stats is None:
         return Answer("".join(said), reason, total_s=total, load_s=load_s)
     return Answer(

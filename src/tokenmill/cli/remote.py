@@ -1,17 +1,25 @@
 """Talks to a running server, for the verbs that ask it something.
 
 ``TOKENMILL_HOST`` says where it is (``host``, ``host:port`` or a URL; default 127.0.0.1:11434), ``TOKENMILL_API_KEY``
-opens it. The routes are Ollama's, so an Ollama server answers too.
+opens it. The routes are Ollama's, so an Ollama server answers too; ``run`` asks only a server of ours.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError
 
+if TYPE_CHECKING:
+    import httpx
+
 DEFAULT_PORT = 11434
+SILENCE_S = 600.0  # a long prompt on a slow machine takes minutes before the first word
 
 
 def server_url() -> str:
@@ -30,18 +38,77 @@ def server_url() -> str:
     return str(url.copy_with(host="127.0.0.1" if url.host == "0.0.0.0" else url.host)).rstrip("/")
 
 
+def something_listens() -> bool:
+    """Whether a server can be there at all. On this machine, without ``TOKENMILL_HOST``, that takes a millisecond."""
+    if os.environ.get("TOKENMILL_HOST", "").strip():
+        return True
+    try:
+        socket.create_connection(("127.0.0.1", DEFAULT_PORT), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_ours(url: str) -> bool:
+    """Whether a tokenmill server answers at `url` and takes requests now. Asks what needs no key."""
+    import httpx
+
+    try:
+        reply = httpx.get(f"{url}/health", timeout=3, trust_env=False)
+        return reply.json().get("ready") is True
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return False
+
+
 def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The JSON that the server answers; its errors become ours. A server that does not answer is named."""
     import httpx
 
-    url, key = server_url(), os.environ.get("TOKENMILL_API_KEY", "").split()
-    headers = {"authorization": f"Bearer {key[0]}"} if key else {}
-    try:
-        reply = httpx.request(method, url + path, json=body, headers=headers, timeout=60, trust_env=False)
+    url = server_url()
+    with _unreachable(url):
+        reply = httpx.request(method, url + path, json=body, headers=_key(), timeout=60, trust_env=False)
         answer = reply.json()
+    if reply.is_error:
+        raise _problem(reply, answer)
+    return answer
+
+
+def lines(path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The objects of a stream, as they come. Closing it ends the server's work."""
+    import httpx
+
+    url, timeout = server_url(), httpx.Timeout(10, read=SILENCE_S)
+    with (
+        _unreachable(url),
+        httpx.stream("POST", url + path, json=body, headers=_key(), timeout=timeout, trust_env=False) as reply,
+    ):
+        if reply.is_error:
+            raise _problem(reply, json.loads(reply.read()))
+        for line in reply.iter_lines():
+            said = json.loads(line)
+            if "error" in said:
+                raise TokenmillError(str(said["error"]))
+            yield said
+
+
+def _key() -> dict[str, str]:
+    keys = os.environ.get("TOKENMILL_API_KEY", "").split()
+    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
+@contextmanager
+def _unreachable(url: str) -> Iterator[None]:
+    import httpx
+
+    try:
+        yield
+    except TokenmillError:  # UsageError is a ValueError too
+        raise
     except (httpx.HTTPError, ValueError) as error:
         raise TokenmillError(f"no server answers at {url} ({error}); start one with `tokenmill serve`") from None
-    if reply.is_error:
-        problem = answer.get("error", answer) if isinstance(answer, dict) else answer
-        raise (NotFoundError if reply.status_code == 404 else TokenmillError)(str(problem))
-    return answer
+
+
+def _problem(reply: httpx.Response, answer: Any) -> TokenmillError:
+    problem = answer.get("error", answer) if isinstance(answer, dict) else answer
+    kind = {400: UsageError, 404: NotFoundError}.get(reply.status_code, TokenmillError)
+    return kind(str(problem.get("message", problem) if isinstance(problem, dict) else problem))

@@ -1,7 +1,8 @@
 """``tokenmill run``: a chat on a terminal, one answer for a prompt, a filter in a pipe.
 
-torch takes most of the time to the first token, so its import starts in a thread of its own while the arguments are
-checked, the model is found and its tokenizer is built.
+A running server is asked where it has the model (see ``served``). Otherwise the model runs here; torch takes most of
+the time to the first token then, so its import starts in a thread of its own while the model is found and its tokenizer
+is built.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, speaks_chat
+from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, settings_of, speaks_chat
 from tokenmill.cli.output import Json, PullProgress, emit, note, verb, waiting
 from tokenmill.cli.repl.session import Session
 from tokenmill.cli.repl.wrap import WordWrap
+from tokenmill.cli.served import find
 from tokenmill.core.errors import UsageError
 from tokenmill.core.terminal import clean
-from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:
     from tokenmill import LLM
+    from tokenmill.cli.served import ServedModel
 
 app = verb()
 
@@ -64,6 +65,7 @@ def run(
     adapter: Annotated[str | None, typer.Option(metavar="PATH", help="A PEFT or GGUF adapter to put on it.")] = None,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Context in tokens; by default the model's own.")] = None,
     nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not wrap words on a terminal.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run here, even if a server is running.")] = False,
     as_json: Json = False,
 ) -> None:
     """Chat with a model, or answer one prompt. Standard input is the prompt, or follows the prompt given."""
@@ -85,9 +87,9 @@ def run(
         verbose=verbose,
         wordwrap=not nowordwrap,
         adapter=adapter,
+        local=local,
     )
     text = full_prompt(" ".join(prompt) if prompt is not None else None)
-    _import_ahead()
     if text is not None:
         _one_shot(session, text, as_json)
     elif as_json:
@@ -143,8 +145,11 @@ def _import_ahead() -> None:
     threading.Thread(target=importlib.import_module, args=("torch",), daemon=True, name="import torch").start()
 
 
-def open_model(session: Session) -> LLM:
-    """Load what the session names, pulling it when it is missing."""
+def open_model(session: Session) -> LLM | ServedModel:
+    """What the session names: on a running server, or loaded here, pulled when it is missing."""
+    if not session.local and (served := find(session)) is not None:
+        return served
+    _import_ahead()
     try:
         with waiting(f"loading {session.model}"), PullProgress() as progress:
             from tokenmill import LLM
@@ -160,7 +165,7 @@ def _one_shot(session: Session, text: str, as_json: bool) -> None:
     session.adopt(llm.files)
     session.messages.append({"role": "user", "content": text})
     load_s = time.perf_counter() - begin
-    params = replace(llm.default_params, **from_ollama(session.options))
+    params = settings_of(llm, session.options)
     prompt = session.prompt() if speaks_chat(llm) else session.plain_prompt(llm.files)
     write, flush = (_quiet, _quiet) if as_json else _writer(session.wordwrap)
     answer = ask(llm, prompt, params, write, format=session.format, load_s=load_s)

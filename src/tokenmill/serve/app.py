@@ -8,28 +8,39 @@ elsewhere; ``/openapi.json`` describes the routes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.version import __version__
-from tokenmill.serve import anthropic, ollama, openai
+from tokenmill.serve import anthropic, ollama, openai, web
+from tokenmill.serve.description import Shape, describe, plain, refusals
 from tokenmill.serve.errors import HTTPError, headers_of, status_of, usage_error
 from tokenmill.serve.guard import Gate, Guard
 from tokenmill.serve.manager import ModelManager
 from tokenmill.serve.metrics import CONTENT_TYPE, Metrics
+from tokenmill.serve.replies import reply
 from tokenmill.serve.settings import ServerSettings
 from tokenmill.store import ModelFiles, Store
 
 # Which protocol's errors a path gets; the first prefix that fits
 PROTOCOLS: tuple[tuple[str, Any], ...] = (("/v1/messages", anthropic), ("/api/", ollama), ("", openai))
+
+
+class Live(Shape):
+    live: Literal[True]
+
+
+class Health(Live):
+    ready: bool
+    faults: list[str]
 
 
 def create_app(
@@ -66,39 +77,46 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     _add_health(app)
+    app.include_router(web.router)
     for _, protocol in PROTOCOLS:
         app.include_router(protocol.router)
+    describe(app, bool(settings.api_keys))
     return app
 
 
-def refusal(path: str, error: Exception) -> Response:
+def refusal(path: str, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
     """An error as the protocol of `path` writes it, with its status and headers."""
     protocol = next(protocol for prefix, protocol in PROTOCOLS if path.startswith(prefix))
-    return JSONResponse(protocol.error_body(error), status_of(error), headers_of(error))
+    return reply(protocol.error_body(error), status_of(error), {**headers_of(error), **(headers or {})})
 
 
 def _on_error(request: Request, error: Exception) -> Response:
+    headers = error.headers if isinstance(error, HTTPException) else None  # a 405 says what is allowed
     if isinstance(error, RequestValidationError):
         error = usage_error(error)
     elif isinstance(error, HTTPException):
         missing = error.status_code == 404 and "route" not in request.scope
         what = f"there is no {request.method} {request.url.path} here" if missing else str(error.detail)
         error = HTTPError(error.status_code, what)
-    return refusal(request.url.path, error)
+    return refusal(request.url.path, error, headers)
 
 
 def _add_health(app: FastAPI) -> None:
     state = app.state
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
+    @app.get("/health", responses={200: {"model": Health}, 503: {"model": Health}})
+    async def health() -> Response:
         faults = state.manager.faults() + (["shutting down"] if state.gate.draining else [])
-        return JSONResponse({"live": True, "ready": not faults, "faults": faults}, 503 if faults else 200)
+        return reply({"live": True, "ready": not faults, "faults": faults}, 503 if faults else 200)
 
-    @app.get("/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+    @app.get("/health/live", responses={200: {"model": Live}})
+    async def live() -> Response:
+        return reply({"live": True})
 
-    @app.get("/metrics")
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses=plain("text/plain", "Prometheus' text format.") | refusals(openai.shapes.Error),
+    )
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""What stands before every route but ``/health``: who asks, from where, how much, and whether there is still service.
+"""What stands before every route but ``/health`` and the page: who asks, from where, how much, is there still service?
 
 Plain ASGI, because it must also see streams end. In this order: a server that drains answers 503; on an open server a
 ``Host`` that is not this machine (a web page that had its own name point here) and an ``Origin`` of another site are
@@ -30,6 +30,7 @@ from tokenmill.serve.errors import HTTPError, UnavailableError
 from tokenmill.serve.manager import ModelManager
 from tokenmill.serve.metrics import Metrics
 from tokenmill.serve.settings import ServerSettings, is_loopback
+from tokenmill.serve.web import wants_page
 
 log = get_logger(__name__)
 OPEN_PATHS = ("/health", "/health/live")
@@ -68,7 +69,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "there are no WebSockets here"})
-        elif scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        elif scope["type"] != "http" or scope["path"] in OPEN_PATHS or _is_page(scope):
             await self.app(scope, receive, send)
         else:
             self.gate.inside += 1
@@ -178,6 +179,11 @@ class Guard:
             "request_id=%s client=%s method=%s path=%r status=%d ms=%.0f",
             *(state["request_id"], state["client"] or "-", scope["method"], scope["path"], status, 1000 * seconds),
         )
+
+
+def _is_page(scope: Scope) -> bool:
+    """The page at / is the same for everybody, and asks for the key itself."""
+    return wants_page(scope["method"], scope["path"], Headers(scope=scope).get("accept", ""))
 
 
 def _host_name(host: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tokenmill.core.errors import UsageError
 from tokenmill.llm import LLM
 from tokenmill.text.go_template import GoTemplate, looks_like_go
 from tokenmill.text.thinking import OPEN, writes_thinking
@@ -45,7 +46,9 @@ def chat_ids(
     think: Thinking = None,
     template: str | None = None,
 ) -> list[int]:
-    """The token ids of a conversation. Slow for a long one: call it in a thread. Raises TemplateError."""
+    """The token ids of a conversation. Slow for a long one: call it in a thread. Raises UsageError, TemplateError."""
+    if not messages:
+        raise UsageError("messages: none of them says anything; give at least one with a text")
     if llm.files.system and not any(message["role"] == "system" for message in messages):
         messages = [{"role": "system", "content": llm.files.system}, *messages]
     template = template if template is not None else llm.files.template

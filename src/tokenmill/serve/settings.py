@@ -40,6 +40,8 @@ class ServerSettings:
     """Bytes that the files of the models in memory may have together; None is no limit."""
     keep_alive: float = 300.0
     """Seconds that an idle model stays in memory; negative is for ever, 0 not at all."""
+    ping_s: float = 15.0
+    """Seconds without a word after which a stream of events says that it is alive."""
     drain_s: float = 60.0
     """Seconds that running requests have when the server is told to stop."""
     ctx_size: int | None = None
@@ -59,6 +61,7 @@ class ServerSettings:
                 ("max_queue", 1, self.max_queue),
                 ("max_models", 1, self.max_models),
                 ("drain_s", 0, self.drain_s),
+                ("ping_s", 0.001, self.ping_s),
             )
             if value < least
         ]

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tokenmill.cli.answer import CONTEXT_FULL, INTERRUPTED, Answer, ask, context_is_full, speaks_chat
+from tokenmill.cli.answer import CONTEXT_FULL, INTERRUPTED, Answer, ask, context_is_full, settings_of, speaks_chat
 from tokenmill.cli.output import note
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import StoreHost
@@ -21,10 +20,10 @@ from tokenmill.cli.repl.session import Message, Session
 from tokenmill.cli.repl.wrap import WordWrap
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.terminal import clean
-from tokenmill.engine.sampling_params import from_ollama
 
 if TYPE_CHECKING:
     from tokenmill import LLM, SamplingParams
+    from tokenmill.cli.served import ServedModel, ServedSettings
 
 PROMPT, CONTINUED = ">>> ", "... "
 
@@ -35,7 +34,7 @@ class Chat:
     def __init__(
         self,
         session: Session,
-        open_model: Callable[[Session], LLM],
+        open_model: Callable[[Session], LLM | ServedModel],
         read: Callable[[str], str],
         out: Callable[[str], object],
         width: Callable[[], int] = lambda: shutil.get_terminal_size().columns,
@@ -96,9 +95,9 @@ class Chat:
         if session.verbose:
             note(answer.figures())
 
-    def _stream(self) -> tuple[Answer, SamplingParams]:
+    def _stream(self) -> tuple[Answer, SamplingParams | ServedSettings]:
         llm, session = self._host.llm, self.session
-        params = replace(llm.default_params, **from_ollama(session.options))
+        params = settings_of(llm, session.options)
         prompt = self._prompt(llm)
         wrap = WordWrap(self._out, self._width)
         write = wrap.push if session.wordwrap else self._out
@@ -111,7 +110,7 @@ class Chat:
             wrap.flush()
             self._out("\n\n")
 
-    def _prompt(self, llm: LLM) -> str | list[Message]:
+    def _prompt(self, llm: LLM | ServedModel) -> str | list[Message]:
         """The conversation as far as it fits; a model without a chat template gets the last message as plain text."""
         if not speaks_chat(llm):
             if len(self.session.messages) == 1:

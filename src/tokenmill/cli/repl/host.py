@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tokenmill.cli.list import table
 from tokenmill.cli.output import PullProgress
 from tokenmill.cli.repl.session import Session
+from tokenmill.cli.served import ServedModel
 from tokenmill.cli.show import show_text
 from tokenmill.store import Store
 from tokenmill.store.modelfile import Modelfile, write_modelfile
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class StoreHost:
     """Holds the chat's one loaded model, loads another when asked. The first is loaded at once."""
 
-    def __init__(self, session: Session, open_model: Callable[[Session], LLM]) -> None:
+    def __init__(self, session: Session, open_model: Callable[[Session], LLM | ServedModel]) -> None:
         self._session, self._open = session, open_model
         self.llm = open_model(session)
         session.adopt(self.llm.files)
@@ -58,7 +59,8 @@ class StoreHost:
             chosen = "\n".join(f"{key:<30} {value}" for key, value in session.options.items())
             own = show_text("parameters", files) or "No additional parameters were specified for this model."
             return f"Model defined parameters:\n{own}" + (f"\n\nUser defined parameters:\n{chosen}" if chosen else "")
-        return show_text(what, files) or f"No {what} was specified for this model."
+        text = show_text(what, files) if not isinstance(self.llm, ServedModel) else self.llm.show(what)
+        return text or f"No {what} was specified for this model."
 
 
 def session_modelfile(session: Session) -> str:

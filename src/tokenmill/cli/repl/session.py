@@ -37,6 +37,8 @@ class Session:
     wordwrap: bool = True
     history: bool = True
     adapter: str | None = None
+    local: bool = False
+    """Load models in this process, whatever servers there are."""
 
     @property
     def ctx_size(self) -> int | None:

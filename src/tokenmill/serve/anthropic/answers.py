@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from tokenmill.llm import Piece, Stats
 from tokenmill.serve.anthropic.errors import error_body
 from tokenmill.serve.errors import UnavailableError
 from tokenmill.serve.reading import Part
+from tokenmill.serve.replies import json_text
 from tokenmill.serve.tools import ChoiceReader
 from tokenmill.serve.worker import Ticket
 
@@ -147,7 +148,7 @@ def _fill(block: Event, written: str) -> None:
         block[block["type"]] = written
 
 
-async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
+async def server_sent(events: AsyncGenerator[Event]) -> AsyncGenerator[str]:
     """Events as they go over the line; an error becomes the last one. A client that goes ends what makes them."""
     try:
         async with aclosing(events):
@@ -161,4 +162,7 @@ async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
 
 
 def _line(event: Event) -> str:
-    return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"
+    return f"event: {event['type']}\ndata: {json_text(event)}\n\n"
+
+
+PING = _line({"type": "ping"})

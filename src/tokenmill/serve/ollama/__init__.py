@@ -10,28 +10,35 @@ Source: Ollama's docs/api.md and api/types.go.
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import Response
 
 from tokenmill.core.version import __version__
-from tokenmill.serve.ollama import embedding, generation, library, transfer
+from tokenmill.serve.description import Responses, refusals
+from tokenmill.serve.ollama import embedding, generation, library, shapes, transfer
+from tokenmill.serve.replies import reply
 
-__all__ = ["error_body", "router"]
+__all__ = ["ALIVE", "error_body", "router"]
 
-router = APIRouter()
+ALIVE = "Ollama is running"
+"""What ``GET /`` answers to programs: Ollama's clients ask to see whether anybody is there."""
+_VERSION: Responses = {200: {"model": shapes.Version}}
+
+router = APIRouter(responses=refusals(shapes.Error))
 for part in (generation, embedding, library, transfer):
     router.include_router(part.router)
 
 
-@router.api_route("/", methods=["GET", "HEAD"], response_class=PlainTextResponse)
-async def alive() -> str:
-    """What Ollama's clients ask to see whether anybody is there."""
-    return "Ollama is running"
-
-
-@router.api_route("/api/version", methods=["GET", "HEAD"])
-async def version() -> dict[str, str]:
+@router.head("/api/version", responses=_VERSION)
+@router.get("/api/version", responses=_VERSION)
+async def version() -> Response:
     """This program's version."""
-    return {"version": __version__}
+    return reply({"version": __version__})
+
+
+@router.get("/api/status", responses={200: {"model": shapes.Status}})
+async def status() -> Response:
+    """Whether models of a cloud can be used. There are none, whatever is set."""
+    return reply({"cloud": {"disabled": True, "source": "none"}})
 
 
 def error_body(error: Exception) -> dict[str, str]:

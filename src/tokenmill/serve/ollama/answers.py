@@ -6,7 +6,6 @@ A whole answer is its streamed chunks put together, so the two cannot differ. Wh
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -22,11 +21,12 @@ from tokenmill.llm import LLM, Piece, Stats
 from tokenmill.serve.errors import UnavailableError
 from tokenmill.serve.ollama.fields import Chat, Generate
 from tokenmill.serve.reading import Part, Reader
+from tokenmill.serve.replies import json_text
 from tokenmill.serve.worker import Ticket
 from tokenmill.text.tokenizer import Tokenizer
 
-NDJSON = "application/x-ndjson"
 Chunk = dict[str, Any]
+_LEAST = -9999.0  # JSON has no minus infinity
 _log = get_logger(__name__)
 
 
@@ -145,17 +145,17 @@ def spell(tokenizer: Tokenizer, entry: Logprobs) -> Chunk:
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float) -> Chunk:
     data = tokenizer.token_bytes(token_id)
-    return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+    return {"token": data.decode("utf-8", "replace"), "logprob": max(logprob, _LEAST), "bytes": list(data)}
 
 
-async def ndjson(chunks: AsyncGenerator[Chunk]) -> AsyncIterator[str]:
+async def lines(chunks: AsyncGenerator[Chunk]) -> AsyncIterator[str]:
     """Lines of JSON; an error becomes the last line. A client that goes ends what makes the chunks."""
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
-                yield json.dumps(chunk, ensure_ascii=False) + "\n"
+                yield json_text(chunk) + "\n"
     except TokenmillError as error:
-        yield json.dumps({"error": str(error)}, ensure_ascii=False) + "\n"
+        yield json_text({"error": str(error)}) + "\n"
     except Exception:  # the status is sent: without a line the client would take the answer for complete
         _log.exception("a stream broke off")
-        yield json.dumps({"error": "an error was encountered while running the model"}) + "\n"
+        yield json_text({"error": "an error was encountered while running the model"}) + "\n"

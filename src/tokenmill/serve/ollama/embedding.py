@@ -9,24 +9,25 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from tokenmill.core.errors import OutOfContextError, UsageError
 from tokenmill.engine.embed import embed as embed_ids
 from tokenmill.llm import LLM
 from tokenmill.serve.disconnect import unless_disconnected
-from tokenmill.serve.ollama import fields, options
+from tokenmill.serve.ollama import fields, options, shapes
 from tokenmill.serve.ollama.answers import nanoseconds
+from tokenmill.serve.replies import reply
 from tokenmill.serve.worker import Worker
 
 router = APIRouter()
 MAX_TEXTS = 2048
 
 
-@router.post("/api/embed")
-async def embed(request: Request, body: fields.Embed) -> dict[str, Any]:
+@router.post("/api/embed", responses={200: {"model": shapes.Embedded}})
+async def embed(request: Request, body: fields.Embed) -> Response:
     """A vector of length one for each text."""
     texts = [body.input] if isinstance(body.input, str) else body.input
     if len(texts) > MAX_TEXTS:
@@ -37,25 +38,27 @@ async def embed(request: Request, body: fields.Embed) -> dict[str, Any]:
     limit = min(worker.llm.ctx_size, chosen.get("num_ctx", worker.llm.ctx_size))
     ids = await asyncio.to_thread(_encode, worker.llm, texts, limit, body.truncate is not False)
     vectors = await unless_disconnected(request, _vectors(worker, ids, body.dimensions))
-    return {
+    told = {
         "model": body.model,
         "embeddings": vectors,
         "total_duration": nanoseconds(time.perf_counter() - started),
         "load_duration": nanoseconds(load_s),
         "prompt_eval_count": sum(map(len, ids)),
     }
+    return reply(told)
 
 
-@router.post("/api/embeddings")
-async def embeddings(request: Request, body: fields.Embeddings) -> dict[str, Any]:
+@router.post("/api/embeddings", responses={200: {"model": shapes.Embedding}})
+async def embeddings(request: Request, body: fields.Embeddings) -> Response:
     """One text, one vector."""
     chosen = options.checked(body.options)
     worker = await request.app.state.manager.open(body.model, body.keep_alive)
     if not body.prompt:  # loads the model
-        return {"embedding": []}
+        return reply({"embedding": []})
     limit = min(worker.llm.ctx_size, chosen.get("num_ctx", worker.llm.ctx_size))
     ids = await asyncio.to_thread(_encode, worker.llm, [body.prompt], limit, True)
-    return {"embedding": (await unless_disconnected(request, _vectors(worker, ids, None)))[0]}
+    [vector] = await unless_disconnected(request, _vectors(worker, ids, None))
+    return reply({"embedding": vector})
 
 
 def _encode(llm: LLM, texts: list[str], limit: int, truncate: bool) -> list[list[int]]:

@@ -8,9 +8,24 @@ Source: Ollama's api/types.go and docs/api.md.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from tokenmill.serve.description import NEVER
+from tokenmill.store import parameters
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -37,21 +52,47 @@ def keep_alive_seconds(value: Any) -> float | None:
     return -1.0 if value < 0 else min(float(value), MAX_KEEP_ALIVE)
 
 
-def _refuse(reason: str) -> Any:
-    def check(value: Any) -> Any:
+@dataclass(frozen=True)
+class Refuse:
+    """A field that may ask for nothing, with the reason."""
+
+    reason: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"enum": NEVER, "description": f"Refused: {self.reason}."}
+
+    def _check(self, value: Any) -> Any:
         if value:
-            raise ValueError(reason)
+            raise ValueError(self.reason)
         return value
 
-    return AfterValidator(check)
+
+def _options_schema(over_model: bool) -> dict[str, Any]:
+    """What `options` of a request may say, or `parameters` of a model that is made."""
+    properties: dict[str, Any] = {}
+    for name, rule in parameters.HONOURED.items():
+        if rule.kind is str:
+            text = {"type": "string", "minLength": 1}
+            known: dict[str, Any] = {"anyOf": [text, {"type": "array", "items": text}]}
+        else:
+            bounds = {"minimum": rule.low, "maximum": rule.high}
+            known = {"type": "integer" if rule.kind is int else "number", **bounds, "description": rule.meaning}
+        properties[name] = {"anyOf": [known, {"type": "null"}]} if over_model else known
+    for name, why in parameters.DROPPED.items():
+        properties[name] = {"description": f"Without effect: {why}."}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 _NEVER_DROPS = "is not possible: input is never dropped here; a prompt that does not fit is refused with its length"
-KeepAlive = Annotated[float | None, BeforeValidator(keep_alive_seconds)]
-Truncate = Annotated[bool | None, _refuse(f"truncating a prompt {_NEVER_DROPS}")]
-Shift = Annotated[bool | None, _refuse(f"shifting the context {_NEVER_DROPS}")]
-Images = Annotated[list[str] | None, _refuse("images cannot be read by the models that are served here")]
-Insecure = Annotated[bool | None, _refuse("models are transferred only over connections that are checked")]
+KeepAlive = Annotated[float | None, BeforeValidator(keep_alive_seconds, json_schema_input_type=float | str | None)]
+Options = Annotated[dict[str, Any], WithJsonSchema(_options_schema(over_model=True))]
+Truncate = Annotated[bool | None, Refuse(f"truncating a prompt {_NEVER_DROPS}")]
+Shift = Annotated[bool | None, Refuse(f"shifting the context {_NEVER_DROPS}")]
+Images = Annotated[list[str] | None, Refuse("images cannot be read by the models that are served here")]
+Insecure = Annotated[bool | None, Refuse("models are transferred only over connections that are checked")]
 Level = bool | Literal["low", "medium", "high", "max"] | None
 
 
@@ -81,7 +122,7 @@ class Generation(Named):
     """What generate and chat have in common."""
 
     format: Literal["json", ""] | dict[str, Any] | None = None
-    options: dict[str, Any] | None = None
+    options: Options | None = None
     stream: bool | None = None
     keep_alive: KeepAlive = None
     think: Level = None
@@ -167,13 +208,13 @@ class Embed(Named):
     input: str | list[str] = []
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    options: dict[str, Any] | None = None
+    options: Options | None = None
     keep_alive: KeepAlive = None
 
 
 class Embeddings(Named):
     prompt: str = ""
-    options: dict[str, Any] | None = None
+    options: Options | None = None
     keep_alive: KeepAlive = None
 
 
@@ -202,13 +243,13 @@ class Create(Named):
     template: str | None = None
     license: str | list[str] | None = None
     system: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any], WithJsonSchema(_options_schema(over_model=False))] | None = None
     messages: list[Message] | None = None
     requires: str | None = None
     stream: bool | None = None
-    quantize: Annotated[str | None, _refuse(_NO_QUANTIZER)] = None
-    draft_quantize: Annotated[str | None, _refuse(_NO_QUANTIZER)] = None
-    renderer: Annotated[str | None, _refuse(_BUILT_IN)] = None
-    parser: Annotated[str | None, _refuse(_BUILT_IN)] = None
-    draft_files: Annotated[dict[str, str] | None, _refuse("tokenmill uses no draft model; leave it out")] = None
-    info: Annotated[dict[str, Any] | None, _refuse("the model file's own metadata is used")] = None
+    quantize: Annotated[str | None, Refuse(_NO_QUANTIZER)] = None
+    draft_quantize: Annotated[str | None, Refuse(_NO_QUANTIZER)] = None
+    renderer: Annotated[str | None, Refuse(_BUILT_IN)] = None
+    parser: Annotated[str | None, Refuse(_BUILT_IN)] = None
+    draft_files: Annotated[dict[str, str] | None, Refuse("tokenmill uses no draft model; leave it out")] = None
+    info: Annotated[dict[str, Any] | None, Refuse("the model file's own metadata is used")] = None

@@ -11,24 +11,27 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response
 
 from tokenmill.core.errors import UsageError
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.llm import LLM, Format
+from tokenmill.serve.description import whole_or_streamed
 from tokenmill.serve.disconnect import unless_disconnected
-from tokenmill.serve.ollama import fields, options
-from tokenmill.serve.ollama.answers import NDJSON, Answer, Chunk, ndjson, now
+from tokenmill.serve.ollama import fields, options, shapes
+from tokenmill.serve.ollama.answers import Answer, Chunk, lines, now
 from tokenmill.serve.prompting import capabilities, chat_ids, template_of
 from tokenmill.serve.reading import AnswerReader
+from tokenmill.serve.replies import NDJSON, json_text, ndjson, reply
 from tokenmill.serve.tools import ChoiceReader, tool_use
 from tokenmill.serve.worker import Worker
 from tokenmill.text.go_template import GoTemplate
 
 router = APIRouter()
+_LINES = "Lines of JSON, of the same shape; the last has the reason and measurements."
 
 
-@router.post("/api/generate")
+@router.post("/api/generate", responses=whole_or_streamed(shapes.Generated, NDJSON, _LINES))
 async def generate(request: Request, body: fields.Generate) -> Response:
     """Continue a prompt, put through the model's template unless ``raw``."""
     if body.raw and (body.template is not None or body.system is not None or body.context):
@@ -52,7 +55,7 @@ async def generate(request: Request, body: fields.Generate) -> Response:
     return await _respond(request, answer, body.stream)
 
 
-@router.post("/api/chat")
+@router.post("/api/chat", responses=whole_or_streamed(shapes.Chatted, NDJSON, _LINES))
 async def chat(request: Request, body: fields.Chat) -> Response:
     """Answer a conversation."""
     if not body.messages:
@@ -116,8 +119,8 @@ async def _params(
 
 async def _respond(request: Request, answer: Answer, stream: bool | None) -> Response:
     if stream is False:
-        return JSONResponse(await unless_disconnected(request, answer.whole()))
-    return StreamingResponse(ndjson(answer.chunks()), media_type=NDJSON)
+        return reply(await unless_disconnected(request, answer.whole()))
+    return ndjson(lines(answer.chunks()))
 
 
 async def _load_or_unload(request: Request, body: fields.Generation, empty: Chunk) -> Response:
@@ -129,10 +132,12 @@ async def _load_or_unload(request: Request, body: fields.Generation, empty: Chun
         await request.app.state.manager.open(body.model, body.keep_alive)
         reason = "load"
     answer = {"model": body.model, "created_at": now(), **empty, "done": True, "done_reason": reason}
-    return JSONResponse(answer, media_type="application/json" if body.stream is False else NDJSON)
+    if body.stream is False:
+        return reply(answer)
+    return Response(json_text(answer) + "\n", media_type=NDJSON)
 
 
 def _rendered(llm: LLM, body: fields.Generation, ids: list[int]) -> Response:
     """Ollama's ``_debug_render_only``: what the model would be given."""
     text = llm.tokenizer.decode(ids, skip_special_tokens=False)
-    return JSONResponse({"model": body.model, "created_at": now(), "_debug_info": {"rendered_template": text}})
+    return reply({"model": body.model, "created_at": now(), "_debug_info": {"rendered_template": text}})

@@ -8,6 +8,7 @@ name. Removing and copying change the store, so they are for callers who may (se
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,10 +18,12 @@ from fastapi.responses import Response
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.log import get_logger
 from tokenmill.models.describe import Description, describe
+from tokenmill.serve.description import Responses
 from tokenmill.serve.manager import ModelManager
-from tokenmill.serve.ollama import fields
+from tokenmill.serve.ollama import fields, shapes
 from tokenmill.serve.ollama.access import check_may_change
 from tokenmill.serve.prompting import capabilities
+from tokenmill.serve.replies import reply
 from tokenmill.store import ModelFiles, Store
 from tokenmill.store.modelfile import Modelfile, write_modelfile
 
@@ -28,17 +31,19 @@ router = APIRouter()
 Json = dict[str, Any]
 _log = get_logger(__name__)
 _FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
+_TAGS: Responses = {200: {"model": shapes.Tags}}
 MAX_LISTED = 100  # entries of a list in model_info; a vocabulary has hundreds of thousands
 
 
-@router.api_route("/api/tags", methods=["GET", "HEAD"])
-async def tags(request: Request) -> Json:
+@router.head("/api/tags", responses=_TAGS)
+@router.get("/api/tags", responses=_TAGS)
+async def tags(request: Request) -> Response:
     """The models that can be asked for: those the server was started with, then the store's, newest first."""
-    return {"models": await asyncio.to_thread(_tags, request.app.state.manager)}
+    return reply({"models": await asyncio.to_thread(_tags, request.app.state.manager)})
 
 
-@router.get("/api/ps")
-async def ps(request: Request) -> Json:
+@router.get("/api/ps", responses={200: {"model": shapes.Ps}})
+async def ps(request: Request) -> Response:
     """The models in memory."""
     models = []
     for one in request.app.state.manager.loaded():
@@ -56,16 +61,16 @@ async def ps(request: Request) -> Json:
                 "context_length": one.context_length,
             }
         )
-    return {"models": models}
+    return reply({"models": models})
 
 
-@router.post("/api/show")
-async def show(request: Request, body: fields.Show) -> Json:
+@router.post("/api/show", responses={200: {"model": shapes.Shown}})
+async def show(request: Request, body: fields.Show) -> Response:
     """Everything about one model; with ``verbose``, long lists of its metadata in full, and its tensors."""
-    return await asyncio.to_thread(_show, request.app.state.manager, body)
+    return reply(await asyncio.to_thread(_show, request.app.state.manager, body))
 
 
-@router.post("/api/copy")
+@router.post("/api/copy", response_class=Response)
 async def copy(request: Request, body: fields.Copy) -> Response:
     """Give a model another name."""
     check_may_change(request)
@@ -75,7 +80,7 @@ async def copy(request: Request, body: fields.Copy) -> Response:
     return Response()
 
 
-@router.delete("/api/delete")
+@router.delete("/api/delete", response_class=Response)
 async def delete(request: Request, body: fields.Named) -> Response:
     """Remove a model from the store, and from memory."""
     check_may_change(request)
@@ -204,4 +209,4 @@ def _plain(value: Any, verbose: bool) -> Any:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return None if len(value) > MAX_LISTED and not verbose else [_plain(item, verbose) for item in value]
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN

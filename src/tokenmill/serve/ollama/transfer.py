@@ -16,14 +16,19 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response
+from pydantic import WithJsonSchema
 
 from tokenmill.core.errors import NotFoundError, StoreError, TokenmillError, UsageError
-from tokenmill.serve.ollama import fields
+from tokenmill.serve.description import whole_or_streamed
+from tokenmill.serve.ollama import fields, shapes
 from tokenmill.serve.ollama.access import check_may_change
-from tokenmill.serve.ollama.answers import NDJSON, Chunk, ndjson
+from tokenmill.serve.ollama.answers import Chunk
+from tokenmill.serve.ollama.answers import lines as json_lines
+from tokenmill.serve.replies import NDJSON, ndjson, reply
 from tokenmill.store import Store
 from tokenmill.store import parameters as params
 from tokenmill.store.modelfile import Modelfile, write_modelfile
@@ -33,6 +38,9 @@ from tokenmill.text.any_template import check_template
 
 router = APIRouter()
 REPORT_EVERY_S = 0.1
+_PROGRESS = whole_or_streamed(shapes.Progress, NDJSON, "Lines of progress; the last has the status success.")
+_BLOB = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+Digest = Annotated[str, WithJsonSchema({"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"})]
 
 
 class _ClientGoneError(TokenmillError):
@@ -77,7 +85,7 @@ class Work:
         self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
 
-@router.post("/api/pull")
+@router.post("/api/pull", responses=_PROGRESS)
 async def pull(request: Request, body: fields.Transfer) -> Response:
     """Fetch a model into the store."""
     check_may_change(request)
@@ -86,7 +94,7 @@ async def pull(request: Request, body: fields.Transfer) -> Response:
     return await _respond(Work(lambda progress: store.pull(name, progress)), body.stream)
 
 
-@router.post("/api/push")
+@router.post("/api/push", responses=_PROGRESS)
 async def push(request: Request, body: fields.Transfer) -> Response:
     """Upload a model to where its name says."""
     check_may_change(request)
@@ -96,7 +104,7 @@ async def push(request: Request, body: fields.Transfer) -> Response:
     return await _respond(Work(lambda progress: store.push(name, None, progress)), body.stream)
 
 
-@router.post("/api/create")
+@router.post("/api/create", responses=_PROGRESS)
 async def create(request: Request, body: fields.Create) -> Response:
     """Make a model from another one or from blobs, with settings over it."""
     check_may_change(request)
@@ -110,16 +118,21 @@ async def create(request: Request, body: fields.Create) -> Response:
     return await _respond(Work(lambda progress: _create(store, body, modelfile, progress)), body.stream)
 
 
-@router.head("/api/blobs/{digest}")
-async def has_blob(request: Request, digest: str) -> Response:
+@router.head("/api/blobs/{digest}", response_class=Response)
+async def has_blob(request: Request, digest: Digest) -> Response:
     """200 if the store has it."""
     if not request.app.state.manager.store.library.blobs.has(check_digest(digest)):
         raise NotFoundError(f"blob {digest} is not here")
     return Response()
 
 
-@router.post("/api/blobs/{digest}")
-async def send_blob(request: Request, digest: str) -> Response:
+@router.post(
+    "/api/blobs/{digest}",
+    response_class=Response,
+    responses={201: {"description": "It is kept now."}},
+    openapi_extra={"requestBody": _BLOB},
+)
+async def send_blob(request: Request, digest: Digest) -> Response:
     """Keep the body if it has this digest."""
     check_may_change(request)
     blobs = request.app.state.manager.store.library.blobs
@@ -140,10 +153,10 @@ async def send_blob(request: Request, digest: str) -> Response:
 async def _respond(work: Work, stream: bool | None) -> Response:
     if stream is False:
         told = [line async for line in work.lines()]
-        return JSONResponse(told[-1])
+        return reply(told[-1])
     lines = work.lines()
     first = await anext(lines)  # what is wrong from the start has its own status
-    return StreamingResponse(ndjson(_from(first, lines)), media_type=NDJSON)
+    return ndjson(json_lines(_from(first, lines)))
 
 
 async def _from(first: Chunk, lines: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:

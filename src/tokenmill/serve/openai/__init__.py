@@ -6,11 +6,12 @@ is honoured or refused with a reason; the few that change nothing are named in `
 
 from fastapi import APIRouter
 
-from tokenmill.serve.openai import chat, completions, embeddings, models, responses, tokens
+from tokenmill.serve.description import refusals
+from tokenmill.serve.openai import chat, completions, embeddings, models, responses, shapes, tokens
 from tokenmill.serve.openai.errors import error_body
 
 router = APIRouter()
 for part in (chat, completions, embeddings, models, responses, tokens):
-    router.include_router(part.router)
+    router.include_router(part.router, responses=refusals(shapes.Error))
 
 __all__ = ["error_body", "router"]

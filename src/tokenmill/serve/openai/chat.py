@@ -18,11 +18,13 @@ from fastapi.responses import Response
 from tokenmill.core.version import __version__
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.llm import LLM, Choice
+from tokenmill.serve.description import whole_or_streamed
 from tokenmill.serve.errors import FieldError, UnavailableError
-from tokenmill.serve.openai import wire
+from tokenmill.serve.openai import shapes, wire
 from tokenmill.serve.openai.schemas import ChatRequest, Message
 from tokenmill.serve.prompting import Thinking, chat_ids, template_of
 from tokenmill.serve.reading import Part
+from tokenmill.serve.replies import SSE, reply
 from tokenmill.serve.tools import ChoiceReader, call_body, tool_use
 from tokenmill.serve.worker import Ticket
 from tokenmill.text.thinking import writes_thinking
@@ -31,7 +33,10 @@ router = APIRouter()
 FINGERPRINT = f"tokenmill-{__version__}"
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions",
+    responses=whole_or_streamed(shapes.ChatCompletion, SSE, "chat.completion.chunk objects, then [DONE]"),
+)
 async def chat(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     _check(body)
@@ -52,10 +57,10 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     answer = _Answer(llm, params, readers, head)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return wire.stream(ticket, answer.chunks(ticket, len(ids), include_usage=include_usage))
+        return wire.stream(request, ticket, answer.chunks(ticket, len(ids), include_usage=include_usage))
     completions = await wire.finished(request, ticket)
     choices = [answer.choice(choice) for choice in completions[0].choices]
-    return wire.reply({**head, "object": "chat.completion", "choices": choices, "usage": wire.usage_of(completions)})
+    return reply({**head, "object": "chat.completion", "choices": choices, "usage": wire.usage_of(completions)})
 
 
 def _check(body: ChatRequest) -> None:

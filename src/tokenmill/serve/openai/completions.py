@@ -19,16 +19,21 @@ from fastapi.responses import Response
 from tokenmill.engine.request import Logprobs
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.llm import LLM, Choice, Completion
+from tokenmill.serve.description import whole_or_streamed
 from tokenmill.serve.errors import FieldError, UnavailableError
-from tokenmill.serve.openai import wire
+from tokenmill.serve.openai import shapes, wire
 from tokenmill.serve.openai.schemas import MAX_PROMPTS, CompletionRequest
+from tokenmill.serve.replies import SSE, reply
 from tokenmill.serve.worker import Ticket
 
 router = APIRouter()
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-@router.post("/v1/completions")
+@router.post(
+    "/v1/completions",
+    responses=whole_or_streamed(shapes.TextCompletion, SSE, "text_completion objects, then [DONE]"),
+)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue texts."""
     n = body.n or 1
@@ -50,14 +55,14 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _chunks(ticket, llm, asked, head, echoes, [len(ids) for ids in prompts], include_usage)
-        return wire.stream(ticket, chunks)
+        return wire.stream(request, ticket, chunks)
     done = await wire.finished(request, ticket)
     choices = [
         _choice(llm, params, choice, number * n + place, echoes[number])
         for number, completion in enumerate(done)
         for place, choice in enumerate(_best(completion, n))
     ]
-    return wire.reply({**head, "choices": choices, "usage": wire.usage_of(done)})
+    return reply({**head, "choices": choices, "usage": wire.usage_of(done)})
 
 
 def _check(body: CompletionRequest, n: int) -> None:

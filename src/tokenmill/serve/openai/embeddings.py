@@ -19,8 +19,9 @@ from tokenmill.engine.embed import embed
 from tokenmill.llm import LLM
 from tokenmill.serve.disconnect import unless_disconnected
 from tokenmill.serve.errors import FieldError
-from tokenmill.serve.openai import wire
+from tokenmill.serve.openai import shapes, wire
 from tokenmill.serve.openai.schemas import HABITS, MAX_PROMPTS, Strict, TokenId
+from tokenmill.serve.replies import reply
 from tokenmill.serve.worker import Worker
 
 router = APIRouter()
@@ -34,7 +35,7 @@ class EmbeddingRequest(Strict):
     dimensions: int | None = Field(None, ge=1)
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", responses={200: {"model": shapes.Embeddings}})
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     """One vector a text."""
     worker = await wire.open_worker(request, body.model)
@@ -50,7 +51,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     ]
     tokens = sum(map(len, prompts))
     used = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return wire.reply({"object": "list", "data": data, "model": body.model, "usage": used})
+    return reply({"object": "list", "data": data, "model": body.model, "usage": used})
 
 
 async def _embedded(worker: Worker, prompts: list[list[int]]) -> list[list[float]]:

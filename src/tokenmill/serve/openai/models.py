@@ -9,16 +9,19 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.models.describe import describe
+from tokenmill.serve.openai import shapes
+from tokenmill.serve.replies import reply
 from tokenmill.store import ModelFiles
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
+@router.get("/v1/models", responses={200: {"model": shapes.Models}})
+async def models(request: Request) -> Response:
     """All models of the store, and those that the server was started with."""
     manager = request.app.state.manager
     loaded = {model.name: model.context_length for model in manager.loaded()}
@@ -26,16 +29,16 @@ async def models(request: Request) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
         return [_entry(files, loaded) for files in manager.models()]
 
-    return {"object": "list", "data": await asyncio.to_thread(found)}
+    return reply({"object": "list", "data": await asyncio.to_thread(found)})
 
 
-@router.get("/v1/models/{model:path}")
-async def model(model: str, request: Request) -> dict[str, Any]:
+@router.get("/v1/models/{model:path}", responses={200: {"model": shapes.Model}})
+async def model(model: str, request: Request) -> Response:
     """One model, by any name that requests may use."""
     manager = request.app.state.manager
     loaded = {entry.name: entry.context_length for entry in manager.loaded()}
     files = await asyncio.to_thread(manager.resolve, model)
-    return (await asyncio.to_thread(_entry, files, loaded)) | {"id": model}
+    return reply((await asyncio.to_thread(_entry, files, loaded)) | {"id": model})
 
 
 def _entry(files: ModelFiles, loaded: dict[str, int]) -> dict[str, Any]:

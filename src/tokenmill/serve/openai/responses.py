@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +17,15 @@ from fastapi.responses import Response
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.sampling_params import SamplingParams
+from tokenmill.serve.description import whole_or_streamed
 from tokenmill.serve.errors import UnavailableError
-from tokenmill.serve.openai import wire
+from tokenmill.serve.openai import shapes, wire
 from tokenmill.serve.openai.chat import arguments
 from tokenmill.serve.openai.errors import error_body
 from tokenmill.serve.openai.response_items import Items
 from tokenmill.serve.openai.responses_schemas import FunctionCall, FunctionCallOutput, InputText, ResponsesRequest
 from tokenmill.serve.prompting import chat_ids
+from tokenmill.serve.replies import SSE, reply, sse
 from tokenmill.serve.tools import ChoiceReader, tool_use
 from tokenmill.serve.worker import Ticket
 
@@ -31,7 +33,10 @@ router = APIRouter()
 NEUTRAL_SAMPLING = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "top_logprobs": 0}
 
 
-@router.post("/v1/responses")
+@router.post(
+    "/v1/responses",
+    responses=whole_or_streamed(shapes.Response, SSE, "Events from response.created to response.completed."),
+)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation of items."""
     worker = await wire.open_worker(request, body.model)
@@ -48,12 +53,12 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     ticket = worker.submit([ids], reader.params, format=use.format, client=client)
     answer = _Response(body, params, reader)
     if body.stream:
-        return wire.sse(answer.events(ticket, len(ids)))
+        return sse(answer.events(ticket, len(ids)), request.app.state.settings.ping_s)
     [completion] = await wire.finished(request, ticket)
     for _ in answer.items.push(reader.push(completion.text, last=True), last=True):
         pass  # events that nobody listens to
     used = _usage(len(ids), len(completion.token_ids), completion.stats.cached_tokens)
-    return wire.reply(answer.body(str(completion.finish_reason), used))
+    return reply(answer.body(str(completion.finish_reason), used))
 
 
 def _params(body: ResponsesRequest, defaults: SamplingParams) -> SamplingParams:
@@ -138,7 +143,7 @@ class _Response:
             **NEUTRAL_SAMPLING,
         }
 
-    async def events(self, ticket: Ticket, num_prompt: int) -> AsyncIterator[str]:
+    async def events(self, ticket: Ticket, num_prompt: int) -> AsyncGenerator[str]:
         """Server-sent events from ``created`` to ``completed``, ``incomplete`` or ``failed``."""
         try:
             yield self._event({"type": "response.created", "response": self.body(None, None)})

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from tokenmill.core.errors import did_you_mean
+from tokenmill.serve.description import NEVER
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -29,7 +31,7 @@ class Strict(BaseModel):
     """A part of a request. ``REFUSED`` says why a field is refused where it asks for something; ``NEUTRAL`` ones are
     passed over."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     REFUSED: ClassVar[Mapping[str, str]] = {}
     NEUTRAL: ClassVar[frozenset[str]] = frozenset()
 
@@ -41,13 +43,24 @@ class Strict(BaseModel):
         kept, fields = {}, {field.alias or name for name, field in cls.model_fields.items()}
         for name, value in given.items():
             if name in cls.REFUSED:
-                if value is not None and value is not False and value not in ([], {}):
+                if value is not False and value not in (None, "", [], {}):
                     raise _refusal(name, cls.REFUSED[name])
             elif name in fields:
                 kept[name] = value
             elif name not in cls.NEUTRAL:
                 raise _refusal(name, f"this field is not supported{did_you_mean(name[:60], [*fields, *cls.REFUSED])}")
         return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The fields that are passed over or refused belong to the description too."""
+        made = handler(schema)
+        properties = handler.resolve_ref_schema(made).setdefault("properties", {})
+        for name in sorted(cls.NEUTRAL):
+            properties[name] = {"description": "Accepted; it changes nothing here."}
+        for name, why in cls.REFUSED.items():
+            properties[name] = {"enum": NEVER, "description": f"Refused: {why}."}
+        return made
 
 
 def _refusal(name: str, why: str) -> PydanticCustomError:

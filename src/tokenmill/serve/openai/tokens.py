@@ -12,10 +12,11 @@ from pydantic import Field
 
 from tokenmill.llm import LLM
 from tokenmill.serve.errors import FieldError
-from tokenmill.serve.openai import wire
+from tokenmill.serve.openai import shapes, wire
 from tokenmill.serve.openai.chat import template_message
 from tokenmill.serve.openai.schemas import Message, Strict, TokenId, Tool
 from tokenmill.serve.prompting import chat_ids
+from tokenmill.serve.replies import reply
 from tokenmill.serve.tools import tool_use
 
 router = APIRouter()
@@ -36,7 +37,7 @@ class DetokenizeRequest(Strict):
     tokens: list[TokenId] = Field(max_length=4_000_000)
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", responses={200: {"model": shapes.Tokenized}})
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """The token ids of a prompt, or of messages as the chat route would render them."""
     if (body.prompt is None) == (body.messages is None):
@@ -44,17 +45,17 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     llm = (await wire.open_worker(request, body.model)).llm
     ids = await asyncio.to_thread(_ids, llm, body)
     strings = [wire.token_text(llm, token_id) for token_id in ids] if body.return_token_strs else None
-    return wire.reply({"count": len(ids), "max_model_len": llm.ctx_size, "tokens": ids, "token_strs": strings})
+    return reply({"count": len(ids), "max_model_len": llm.ctx_size, "tokens": ids, "token_strs": strings})
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", responses={200: {"model": shapes.Detokenized}})
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """The text of token ids, control tokens spelled."""
     llm = (await wire.open_worker(request, body.model)).llm
     if bad := [token_id for token_id in body.tokens if token_id >= llm.tokenizer.vocab_size]:
         raise FieldError("tokens", f"{bad[:5]} are outside the vocabulary of {llm.tokenizer.vocab_size}")
     text = await asyncio.to_thread(llm.tokenizer.decode, body.tokens, skip_special_tokens=False)
-    return wire.reply({"prompt": text})
+    return reply({"prompt": text})
 
 
 def _ids(llm: LLM, body: TokenizeRequest) -> list[int]:

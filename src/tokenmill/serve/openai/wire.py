@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.request import Logprobs
@@ -19,6 +18,7 @@ from tokenmill.serve.disconnect import unless_disconnected
 from tokenmill.serve.errors import UnavailableError
 from tokenmill.serve.openai.errors import error_body
 from tokenmill.serve.openai.schemas import Sampling
+from tokenmill.serve.replies import json_text, sse
 from tokenmill.serve.worker import Ticket, Worker
 
 _SAME_NAME = (
@@ -134,29 +134,15 @@ def floor(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def json_text(data: Any) -> str:
-    """JSON as short as it gets. Half a surrogate pair, which requests and models can write, has to stay escaped."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(data, separators=(",", ":"))
-    return text
-
-
-def reply(data: Any) -> Response:
-    return Response(json_text(data), media_type="application/json")
-
-
 def event(data: Mapping[str, Any] | str, name: str | None = None) -> str:
     text = data if isinstance(data, str) else json_text(data)
     return f"event: {name}\ndata: {text}\n\n" if name else f"data: {text}\n\n"
 
 
-def stream(ticket: Ticket, chunks: AsyncIterator[Mapping[str, Any]]) -> StreamingResponse:
+def stream(request: Request, ticket: Ticket, chunks: AsyncIterator[Mapping[str, Any]]) -> Response:
     """Chunks as server-sent events up to ``[DONE]``. A failure becomes an event; a client that leaves ends the work."""
 
-    async def events() -> AsyncIterator[str]:
+    async def events() -> AsyncGenerator[str]:
         try:
             async for chunk in chunks:
                 yield event(chunk)
@@ -166,9 +152,4 @@ def stream(ticket: Ticket, chunks: AsyncIterator[Mapping[str, Any]]) -> Streamin
             ticket.cancel()
         yield event("[DONE]")
 
-    return sse(events())
-
-
-def sse(events: AsyncIterator[str]) -> StreamingResponse:
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return sse(events(), request.app.state.settings.ping_s)
