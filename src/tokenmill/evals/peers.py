@@ -14,11 +14,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -89,7 +90,7 @@ class LlamaCpp:
         return Rates(max(run.prefill_tok_s for run in runs), max(run.decode_tok_s for run in runs))
 
     def document(self) -> dict[str, Any]:
-        known = re.search(r"version: (\d+ \(\w+\))", self._call("llama-batched-bench", ["--version"]))
+        known = re.search(r"version: (.+)", self._call("llama-batched-bench", ["--version"]))
         return {"name": self.name, "version": known[1] if known else "unknown", "weights": "the same file"}
 
     def close(self) -> None: ...
@@ -129,6 +130,10 @@ class LlamaCpp:
             done = subprocess.run(
                 command, env=_environment(self.cores), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
             )
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            hint = "; it was built for instructions that do not work here" if name == "SIGILL" else ""
+            raise TokenmillError(f"{tool} was ended by {name}{hint}")
         if done.returncode:
             raise TokenmillError(f"{tool} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         return done.stdout if done.stdout.strip() else done.stderr
@@ -181,7 +186,8 @@ class VLLM:
     def close(self) -> None:
         process = getattr(self, "_process", None)
         if process is not None:
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -81,9 +82,10 @@ def serve(
         seed=seed,
     )
     plans = [(rate, load.asks(rate, burstiness)) for rate in rates]
+    target = Target(url or "http://localhost", model, endpoint=endpoint, ignore_eos=ignore_eos)
     rows = []
     with _server(model, url, api_key, {"--ctx-size": ctx_size, "--max-queue": max_queue}) as (address, name, key):
-        target = Target(address, name, endpoint=endpoint, api_key=key, ignore_eos=ignore_eos)
+        target = replace(target, url=address, model=name, api_key=key)
         for rate, asks in plans:
             with step_progress("requests") as progress:
                 result = asyncio.run(
@@ -134,6 +136,8 @@ def own_server(model: str, *flags: str) -> Iterator[tuple[str, str, str]]:
 
     The key is made for it, since the keys that are stored on this machine guard this server as well.
     """
+    import httpx
+
     command = [sys.executable, "-m", "tokenmill", "serve", model, "--port", "0", "--keep-alive", "-1", "--json", *flags]
     key = secrets.token_hex(16)
     environment = {"TOKENMILL_LOG": "warning", **os.environ, "TOKENMILL_API_KEY": key}
@@ -143,8 +147,9 @@ def own_server(model: str, *flags: str) -> Iterator[tuple[str, str, str]]:
             line = process.stdout.readline()
             if not line:
                 raise TokenmillError(f"the server did not start (status {process.wait()}); its reason is above")
-            ready = json.loads(line)
-            yield ready["url"], ready["models"][0], key
+            url = json.loads(line)["url"]
+            loaded = httpx.get(f"{url}/api/ps", headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=60)
+            yield url, loaded.json()["models"][0]["name"], key
         finally:
             process.terminate()
 
