@@ -22,12 +22,14 @@ _HOMES = {
     "load_tokenizer": "tokenmill.models",
 }
 
-__all__ = ["LLM", "SamplingParams", "__version__", "load_model", "load_tokenizer"]
+__all__ = ["LLM", "SamplingParams", "__version__", "load_model", "load_tokenizer", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tokenmill' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "train":  # a package that can be called
+        return import_module("tokenmill.train")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenmill' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

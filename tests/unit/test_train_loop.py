@@ -125,13 +125,13 @@ def test_a_run_learns_and_leaves_no_trace_in_torch(tmp_path: Path) -> None:
 
 
 def test_float16_scales_its_loss_and_gets_over_overflows(tmp_path: Path) -> None:
-    made, watcher = loop(tmp_path, dtype=torch.float16, total=30, settings=Settings(scale_loss=True))
-    made.loss_scale.value = 2.0**40
+    made, watcher = loop(tmp_path, dtype=torch.float16, total=50, settings=Settings(scale_loss=True), lr=1e-2)
+    made.loss_scale.value = 2.0**30
     made.run()
     assert watcher.kinds().count("overflow") >= 3
     assert [s for s in watcher.steps if s.skipped is None]
     assert watcher.losses[-1] < watcher.losses[0]
-    assert made.loss_scale.value < 2.0**40
+    assert made.loss_scale.value < 2.0**30
 
 
 # --- going on
@@ -361,7 +361,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
 
 def test_a_spike_is_rolled_back_and_its_data_passed_over(tmp_path: Path) -> None:
     made, watcher = loop(tmp_path, total=60, settings=SPIKE, lr=1e-2, source=Documents(16))
-    made.source.change = spoilt({45, 46}, noise)  # type: ignore[attr-defined]
+    made.source.change = spoilt({45}, noise)  # type: ignore[attr-defined]
     seen: list[int] = []
     change = made.source.change  # type: ignore[attr-defined]
     made.source.change = lambda n, batch: (seen.append(n), change(n, batch))[1]  # type: ignore[attr-defined]

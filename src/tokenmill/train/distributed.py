@@ -48,6 +48,16 @@ class World:
         if bucket:
             _sum_bucket(bucket)
 
+    def same_text(self, text: str) -> str:
+        """What the first process says, everywhere."""
+        if self.size == 1:
+            return text
+        said = torch.zeros(4096, dtype=torch.uint8, device=_message_device())
+        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        said[: len(encoded)] = encoded.to(said.device)
+        torch.distributed.broadcast(said, 0)
+        return bytes(said[said != 0].tolist()).decode()
+
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:

@@ -149,6 +149,15 @@ class Loop:
                     break
             return self._finish(reason)
 
+    def time_steps(self, count: int) -> None:
+        """Do so many steps and leave it at that: no evaluation, no checkpoint. For measurements."""
+        with _random_state_kept(self.device):
+            self.network.train()
+            batches = iter(self.source)
+            for _ in range(count):
+                self._step(batches, StopRequest())
+        self.gradients.close()
+
     def _finish(self, reason: str) -> RunEnd:
         if reason != "stopped" and not self._due(self.settings.eval_every):
             self._evaluate()

@@ -1,0 +1,321 @@
+"""A run from a recipe to a trained model in its folder; ``tokenmill.train`` and ``tokenmill train`` both come here."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenmill.adapt import adapt, learning_rates, save_adapter
+from tokenmill.config.compose import Composed, compose
+from tokenmill.config.recipe import Recipe
+from tokenmill.config.run_config import read_run_config, write_run_config
+from tokenmill.core.device import pick_device, pick_dtype
+from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.data.loader import Loader
+from tokenmill.models import load_model
+from tokenmill.models.load import Model
+from tokenmill.quant.nf4 import quantize_linears
+from tokenmill.store import Store
+from tokenmill.train.checkpoint import Checkpoints
+from tokenmill.train.distributed import World, world
+from tokenmill.train.evaluate import Evaluation, evaluate
+from tokenmill.train.initialise import new_weights
+from tokenmill.train.loop import Loop, Settings
+from tokenmill.train.objectives import build_objective
+from tokenmill.train.optim import build_optimizer
+from tokenmill.train.plan import CAUSAL, Plan, plan_run
+from tokenmill.train.schedules import Schedule
+from tokenmill.train.signals import stop_on_signals
+from tokenmill.train.watch_protocol import RunEnd, RunStart, Sample, StepMetrics, Watcher, Watchers
+
+Samples = Callable[[Model, Plan], "Callable[[int], Iterable[Sample]] | None"]
+"""What makes samples for a model and its plan (``evals.samples``; ``train`` may not import the engine)."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    folder: Path
+    reason: str
+    """``finished``, ``early stop`` or ``stopped``; what was stopped goes on with ``resume``."""
+    step: int
+    metrics: Mapping[str, float]
+    model: Path | None
+    """A Hugging Face folder or a PEFT adapter; None when the run was stopped."""
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Composed | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: Path | str | None = None,
+    watchers: Sequence[Watcher] | None = None,
+    samples: Samples | None = None,
+    store: Store | None = None,
+    **values: Any,
+) -> RunResult:
+    """Train by a recipe: its name, file or mapping, with ``key=value`` overrides or keyword arguments.
+
+    ``resume``: the folder of a run to go on with, from its latest checkpoint, instead of a recipe; overrides then
+    change it (more ``steps``, another ``schedule``). ``watchers``: None takes those that the recipe names, without
+    progress bars. SIGTERM and Ctrl-C save and return.
+
+    Raises:
+        ConfigError: the recipe, the model or the data is not as it must be; all problems in one message.
+        TrainingError: the run cannot go on. NotFoundError: no such recipe, model, file or run.
+    """
+    if (recipe is None) == (resume is None):
+        raise UsageError("give a recipe, or a run to resume")
+    if resume is not None:
+        folder = Path(resume).resolve()
+        composed = _resumed(folder, overrides, values)
+    else:
+        assert recipe is not None
+        folder = None
+        composed = recipe if isinstance(recipe, Composed) else compose(recipe, overrides, values=values)
+    with world(pick_device(composed.recipe.device)) as processes:
+        plan = plan_run(composed, world_size=processes.size, store=store)
+        return run_plan(plan, resume=folder, watchers=watchers, samples=samples, store=store, processes=processes)
+
+
+def _resumed(folder: Path, overrides: Sequence[str], values: Mapping[str, Any]) -> Composed:
+    """A run's own recipe with changes; what was trained before (a tokenizer) is taken from its folder."""
+    if not (folder / "config.yaml").is_file():
+        raise NotFoundError(f"{folder}: no run is here: there is no config.yaml")
+    before = read_run_config(folder)
+    tree = before.recipe.model_dump()
+    if (folder / "tokenizer").is_dir():
+        tree["tokenizer"] = str(folder / "tokenizer")
+    if overrides or values:
+        return compose(tree, overrides, values=values)
+    return Composed(Recipe.model_validate(tree), before.origins)
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    resume: Path | None = None,
+    watchers: Sequence[Watcher] | None = None,
+    samples: Samples | None = None,
+    store: Store | None = None,
+    processes: World | None = None,
+) -> RunResult:
+    """Train what was planned; ``resume``: in this folder, from its latest checkpoint."""
+    recipe, processes = plan.recipe, processes or World()
+    if watchers is None:
+        from tokenmill.train.watch.watchers import watchers as watchers_of
+
+        watchers = watchers_of(recipe, screen=False)
+    watcher = Watchers(*(watchers if processes.rank == 0 else []))
+    folder = Path(processes.same_text(str(resume or _new_folder(recipe))))
+    with ExitStack() as stack:
+        stack.enter_context(_deterministic(recipe))
+        stop = stack.enter_context(stop_on_signals())
+        model = build_model(plan, store)
+        loop = build_loop(plan, model, folder, watcher=watcher, processes=processes, samples=samples)
+        if resume is not None:
+            latest = Checkpoints(folder / "checkpoints", keep=1, failed=lambda step, why: None).latest()
+            if latest is not None:
+                loop.resume(latest)
+        elif processes.rank == 0:
+            _begin_folder(plan, folder)
+        watcher.on_start(_start(plan, loop, folder, processes))
+        end = RunEnd(loop.progress.step, "failed", {}, None)
+        try:
+            end = loop.run(stop)
+            if end.reason != "stopped" and processes.rank == 0:
+                end = replace(end, model=export(plan, model, folder / "model"))
+        finally:
+            watcher.on_end(replace(end, step=loop.progress.step))
+    return RunResult(folder, end.reason, end.step, end.metrics, end.model)
+
+
+def build_model(plan: Plan, store: Store | None = None) -> Model:
+    """The model as its training begins: loaded or new, quantised, with its adapter; what is trained has gradients."""
+    recipe, device = plan.recipe, pick_device(plan.recipe.device)
+    dtype = pick_dtype(recipe.dtype, device, None, 0)
+    if recipe.model is None:
+        model = new_weights(plan.config, std=recipe.shape.init_std, seed=recipe.seed, dtype=dtype, device=device)
+    else:
+        model = load_model(recipe.model, device=device, dtype=dtype, store=store)
+    if recipe.adapter is None:
+        model.network.requires_grad_(True)
+        return model
+    if recipe.quantize is not None:
+        quantize_linears(model.network, double=recipe.double_quant)
+    encode = plan.tokenizer.encode
+    adapt(
+        model,
+        recipe.adapter,
+        seed=recipe.seed,
+        init_tokens=encode(recipe.adapter.init_text) if recipe.adapter.init_text else (),
+        new_tokens=[encode(text)[-1] for text in recipe.adapter.new_tokens],
+    )
+    return model
+
+
+def build_loop(
+    plan: Plan,
+    model: Model,
+    folder: Path,
+    *,
+    watcher: Watcher | None = None,
+    processes: World | None = None,
+    samples: Samples | None = None,
+) -> Loop:
+    """The loop of a plan over its model, ready to run."""
+    recipe, processes = plan.recipe, processes or World()
+    device = pick_device(recipe.device)
+    assert recipe.lr is not None
+    objective = build_objective(recipe)
+    source = _loader(plan, plan.splits.train, processes)
+    evaluation: Callable[[], Evaluation] | None = None
+    if plan.splits.eval is not None:
+        held_out = _loader(plan, plan.splits.eval, processes)
+        lengths = torch.from_numpy(plan.splits.byte_lengths_V) if recipe.objective in CAUSAL else None
+
+        def evaluation() -> Evaluation:
+            batches = held_out.once(recipe.eval_batches)
+            return evaluate(model.network, objective, batches, device=device, byte_lengths_V=lengths, world=processes)
+
+    return Loop(
+        model.network,
+        objective,
+        source,
+        build_optimizer(model.network, recipe, folder, learning_rates(model)),
+        Schedule.of(recipe, total=plan.steps, accumulate=plan.accumulate, lr=recipe.lr),
+        folder=folder,
+        settings=settings_of(recipe),
+        device=device,
+        watcher=watcher,
+        world=processes,
+        evaluation=evaluation,
+        samples=None if samples is None else samples(model, plan),
+    )
+
+
+def settings_of(recipe: Recipe) -> Settings:
+    """The loop's numbers from a recipe without anything open."""
+    return Settings(
+        seed=recipe.seed,
+        clip=recipe.clip,
+        checkpointing=recipe.checkpointing,
+        scale_loss=recipe.dtype == "float16",
+        eval_every=recipe.eval_every or 0,
+        sample_every=recipe.sample_every or 0,
+        early_stop=recipe.early_stop,
+        save_every=recipe.save_every or 0,
+        save_minutes=recipe.save_minutes,
+        save_keep=recipe.save_keep,
+        save_best=recipe.save_best,
+        on_nonfinite=recipe.safety_nonfinite,
+        on_spike=recipe.safety_spike,
+        sigma=recipe.safety_sigma,
+        window=recipe.safety_window,
+        retries=recipe.safety_retries,
+    )
+
+
+def probe(plan: Plan, *, steps: int = 2, store: Store | None = None) -> float:
+    """Seconds of an optimiser step, by doing ``steps`` after a first one that warms up. Nothing is written but paged
+    state; for dry runs."""
+    clock = _Clock()
+    with tempfile.TemporaryDirectory(prefix="tokenmill-probe-") as scratch:
+        loop = build_loop(plan, build_model(plan, store), Path(scratch), watcher=clock)
+        loop.time_steps(1 + steps)
+    return sum(clock.times[1:]) / max(1, steps)
+
+
+class _Clock(Watcher):
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.times.append(metrics.seconds)
+
+
+def export(plan: Plan, model: Model, folder: Path) -> Path:
+    """Write what was trained: a Hugging Face folder, or a PEFT adapter."""
+    if plan.recipe.adapter is not None:
+        save_adapter(model, folder, base=plan.recipe.model)
+        if plan.recipe.adapter.new_tokens:
+            plan.tokenizer.save(folder)
+        return folder
+    model.save(folder)
+    plan.tokenizer.save(folder)
+    return folder
+
+
+def _loader(plan: Plan, dataset: Any, processes: World) -> Loader:
+    recipe = plan.recipe
+    assert recipe.seq_len is not None
+    return Loader(
+        dataset,
+        seq_len=recipe.seq_len,
+        micro_batch=recipe.micro_batch,
+        seed=recipe.seed,
+        rank=processes.rank,
+        world_size=processes.size,
+        workers=recipe.workers,
+        packing=recipe.packing,
+    )
+
+
+def _start(plan: Plan, loop: Loop, folder: Path, processes: World) -> RunStart:
+    return RunStart(
+        folder=folder,
+        recipe=plan.recipe,
+        model=loop.network,
+        step=loop.progress.step,
+        tokens=loop.progress.tokens,
+        total_steps=plan.steps,
+        tokens_per_step=plan.tokens_per_step,
+        trainable=sum(p.numel() for p in loop.parameters.values()),
+        world_size=processes.size,
+    )
+
+
+def _new_folder(recipe: Recipe) -> Path:
+    """``runs/<date>_<time>-<recipe>``; a number behind it where that is taken."""
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{recipe.recipe}"
+    names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, 1000))
+    return next(path for path in (Path(recipe.out).absolute() / name for name in names) if not path.exists())
+
+
+def _begin_folder(plan: Plan, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    write_run_config(plan.composed, folder)
+    if plan.new_tokenizer:
+        plan.tokenizer.save(folder / "tokenizer")
+    link = folder.parent / f".latest.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    os.replace(link, folder.parent / "latest")
+
+
+@contextmanager
+def _deterministic(recipe: Recipe) -> Iterator[None]:
+    """On CUDA, only operations that give the same bits again; on a CPU all that we use do, with the same threads."""
+    if not recipe.deterministic or pick_device(recipe.device).type == "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    module: Any = torch.utils.deterministic
+    filled = module.fill_uninitialized_memory
+    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=workspace not in (":4096:8", ":16:8"))
+    module.fill_uninitialized_memory = False  # it would write all memory twice
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        module.fill_uninitialized_memory = filled
