@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -86,7 +87,8 @@ class LLM:
         if missing := [str(path) for path in adapters if not path.exists()]:
             raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
         file = open_tensors(self.files.path)
-        self.ctx_size = self._context(ctx_size or self.files.parameters.get("num_ctx"), file)
+        most = read_config(config_of(file)[0], str(file.path))[1].max_position
+        self._wanted_ctx = self._context(ctx_size, most)  # before the weights are loaded, for that takes time
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
             tokenizer = pool.submit(tokenizer_with_adapters, file, adapters)
             loaded = model_from_file(file, device=device, dtype=dtype)
@@ -94,19 +96,38 @@ class LLM:
         self.model = loaded.decoder
         self.virtual = virtual_ids(self.model)
         """What a prompt or prefix adapter puts before every prompt: token ids behind the vocabulary."""
-        self.engine = Engine(self.model, max_length=self.ctx_size, max_waiting=sys.maxsize, deterministic=deterministic)
+        self._deterministic = deterministic
+        self.engine = self._new_engine()
         self.ctx_size = self.engine.max_length  # smaller where the memory does not hold more
         self.tokenizer: Tokenizer = tokenizer.result()
         self.guides = GuideFactory(self.tokenizer, self.model.config.vocab_size)
-        self.default_params = default_params(self.files.parameters, loaded.generation_config)
+        self._generation_config = loaded.generation_config
+        self.default_params = default_params(self.files.parameters, self._generation_config)
         self.load_s = time.perf_counter() - started
 
-    def _context(self, wanted: int | None, file: TensorFile) -> int:
-        """Checked before the weights are loaded: a mistake should not cost the person that time."""
-        most = read_config(config_of(file)[0], str(file.path))[1].max_position
+    def sibling(self, files: ModelFiles, *, ctx_size: int | None = None) -> LLM:
+        """The same weights under another Modelfile of theirs: its system message, template and parameters. The engine
+        is shared too, unless another context is wanted. ``files`` has the same weights and adapters: see to that."""
+        other = copy(self)
+        other.files, other.name = files, files.name
+        other.default_params = default_params(files.parameters, self._generation_config)
+        other._wanted_ctx = other._context(ctx_size, self.model.config.max_position)
+        if other._wanted_ctx != self._wanted_ctx:
+            other.engine = other._new_engine()
+            other.ctx_size = other.engine.max_length
+        return other
+
+    def _context(self, wanted: int | None, most: int) -> int:
+        wanted = wanted or self.files.parameters.get("num_ctx")
         if wanted is not None and not 1 <= wanted <= most:
             raise UsageError(f"a context of {wanted} tokens is not possible: {self.name} takes 1 to {most}")
         return wanted or most
+
+    def _new_engine(self) -> Engine:
+        # max_waiting: whoever calls from Python may give as many prompts as they like
+        return Engine(
+            self.model, max_length=self._wanted_ctx, max_waiting=sys.maxsize, deterministic=self._deterministic
+        )
 
     def chat(
         self,

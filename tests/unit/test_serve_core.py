@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fakes.tiny_llm import tiny_store
+from fakes.tiny_llm import tiny_folder, tiny_store
 from tokenmill import LLM, SamplingParams
 from tokenmill.core.errors import NotFoundError, OutOfContextError, StoreError, UsageError
 from tokenmill.engine import engine as engine_module
@@ -73,9 +73,10 @@ def test_64_streams_end_in_a_full_answer_or_a_refusal_and_none_is_mixed_up(llm: 
         asyncio.get_running_loop().call_later(0.05, worker.start)
         return await asyncio.gather(*(outcome(one(ids)) for ids in prompts))
 
-    worker._thread.is_alive = lambda: True  # type: ignore[method-assign]  # submitting asks whether it runs
+    thread = worker.thread._thread
+    thread.is_alive = lambda: True  # type: ignore[method-assign]  # submitting asks whether it runs
     results = asyncio.run(burst())
-    del worker._thread.is_alive
+    del thread.is_alive
     refused = [result for result in results if isinstance(result, QueueFullError)]
     assert len(refused) == 32
     assert all(got == wanted for got, wanted in zip(results, alone, strict=True) if got not in refused)
@@ -275,18 +276,18 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def three(tmp_path: Path) -> Store:
-    """tiny, its alias copy, and two models with other manifests."""
+    """tiny, its alias copy, and two models with other weights."""
     store = tiny_store(tmp_path)
     store.copy("tiny", "copy")
     for name in ("brief", "brisk"):
-        store.create(name, f"FROM tiny\nSYSTEM Be {name}.", tmp_path)
+        store.create(name, f"FROM {tiny_folder(tmp_path / name)}\nSYSTEM Be {name}.", tmp_path)
     return store
 
 
 def test_a_model_is_loaded_once_for_all_who_ask_and_for_its_aliases(three: Store, loads: list[str]) -> None:
     async def ask(manager: ModelManager) -> None:
         workers = await asyncio.gather(*(manager.open(name) for name in ("tiny", "tiny", "copy", "tiny:latest")))
-        assert len(set(map(id, workers))) == 1
+        assert len({id(worker.llm.engine) for worker in workers}) == 1
         assert len(loads) == 1
 
     managed(three, ask)

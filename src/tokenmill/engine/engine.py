@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
@@ -81,7 +81,7 @@ class Engine:
         deterministic: bool = False,
     ) -> None:
         self.model = model
-        self._how = nullcontext
+        self._how: Callable[[], AbstractContextManager[None]] = nullcontext
         if deterministic:
             check_deterministic(model)
             self._how = batch_invariant

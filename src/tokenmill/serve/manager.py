@@ -1,10 +1,15 @@
 """The models of one server: loaded when they are first asked for, kept while they are used, unloaded when memory is
 wanted or nobody has asked for ``keep_alive`` seconds.
 
-One load at a time; whoever asks for a model that is being loaded waits for the same load, and names of the same files
-share one worker. Room is made by unloading the model that was used least recently and is not busy; if all are busy,
-the load waits for one. A model is busy while a request that opened it runs (:meth:`ModelManager.scope`), even between
-its steps. A worker whose engine has failed is replaced when its model is next asked for.
+One load at a time; whoever asks for a model that is being loaded waits for the same load. Names with the same weights
+and adapters share them in memory, and the engine too where they want the same context; each has its own system
+message, template and parameters, its own ``keep_alive``, and its own line in ``ps``. Room is made by unloading the
+weights that were used least recently and are not busy, under all their names; if all are busy, the load waits. A model
+is busy while a request that opened it runs (:meth:`ModelManager.scope`), even between its steps. A worker whose engine
+has failed is replaced when its model is next asked for.
+
+A model in memory goes on answering when its files cannot be read any more, say because their disk is gone, as long as
+its name was not removed from a store that is still there.
 
 Refused: names that are not on this machine (a server does not download because somebody asks for an answer), paths
 that clients send, and models that alone are over the memory limit.
@@ -20,49 +25,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from tokenmill.core.errors import FormatError, NotFoundError, StoreError, UsageError
 from tokenmill.core.log import get_logger
 from tokenmill.engine.scheduler import QueueFullError
 from tokenmill.llm import LLM
+from tokenmill.serve.entry import Entry, Key, LoadedModel, Weights, key_of, served, weights_of
 from tokenmill.serve.errors import BrokenModelError
 from tokenmill.serve.settings import ServerSettings
 from tokenmill.serve.worker import Observer, Worker
 from tokenmill.store import ModelFiles, Store
-from tokenmill.store.names import parse_reference
+from tokenmill.store.names import ModelName, parse_reference
 
 log = get_logger(__name__)
+__all__ = ["LoadedModel", "ModelManager"]
 POLL_S = 0.05
 HANGS_S = 600.0  # a pass over a long prompt on a slow machine takes minutes; none takes this long
-Key = tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory, as ``ps`` shows it."""
-
-    name: str
-    digest: str
-    size: int
-    context_length: int
-    expires_at: datetime | None
-    """When it goes if nobody asks for it; None while it is in use, or kept for ever."""
-    worker: Worker
-
-
-class _Entry:
-    def __init__(self, key: Key, files: ModelFiles, worker: Worker) -> None:
-        self.key, self.files, self.worker = key, files, worker
-        self.keep_alive = 0.0
-        self.leases = 0
-        self.last_used = time.monotonic()
-        self.expires_at: datetime | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-
-_LEASES: ContextVar[list[_Entry]] = ContextVar("models that the current request has opened")
+_LEASES: ContextVar[list[Entry]] = ContextVar("models that the current request has opened")
 
 
 class ModelManager:
@@ -78,10 +59,10 @@ class ModelManager:
         observer: Callable[[str], Observer] | None = None,
     ) -> None:
         self.store, self.settings = store, settings
-        self.given = {files.name: files for files in map(_served, models)}
+        self.given = {files.name: files for files in map(served, models)}
         self._observer = observer
-        self._entries: dict[Key, _Entry] = {}
-        self._loads: dict[Key, asyncio.Task[_Entry]] = {}
+        self._entries: dict[Key, Entry] = {}
+        self._loads: dict[Key, asyncio.Task[Entry]] = {}
         self._wanted: Counter[Key] = Counter()
         self._one_load = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -94,7 +75,7 @@ class ModelManager:
         if keep_alive is not None and math.isnan(keep_alive):
             raise UsageError("keep_alive must be a number of seconds")
         files = await asyncio.to_thread(self.resolve, name)
-        key = _key(files)
+        key, weights = key_of(files), await asyncio.to_thread(weights_of, files)
         if self._wanted.total() >= self.settings.max_queue:
             raise QueueFullError("too many requests wait for models to be loaded; try again later")
         self._wanted[key] += 1
@@ -102,7 +83,7 @@ class ModelManager:
             entry = self._entries.get(key)
             if entry is None or not entry.worker.alive:
                 # shielded: a client that goes must not take the load from those who wait for it too
-                entry = await asyncio.shield(self._load_once(key, files))
+                entry = await asyncio.shield(self._load_once(key, weights, files))
             self._lease(entry)
         finally:
             self._wanted[key] -= 1
@@ -116,14 +97,28 @@ class ModelManager:
         """The files of a name that a client sent. Reads the store: not for the event loop."""
         if (given := self.given.get(name)) is not None:
             return given
-        stored = self.store.library.find(parse_reference(name).name)
+        reference = parse_reference(name).name
         try:
             return self.store.resolve(name, paths=False)
-        except (StoreError, FormatError) as error:
-            if stored is None:  # it is the name that is wrong
+        except (StoreError, FormatError, OSError) as error:
+            loaded = next((e.files for e in list(self._entries.values()) if e.goes_by(reference)), None)
+            stored = self._is_stored(reference)
+            if loaded is not None and stored is not False:
+                log.warning("%s is answered from memory, for its files cannot be read: %s", name, error)
+                return loaded
+            if not stored and not isinstance(error, OSError):  # it is the name that is wrong
                 raise
             log.error("%s: %s", name, error)
             raise BrokenModelError(name) from None
+
+    def _is_stored(self, name: ModelName) -> bool | None:
+        """Whether the store has a name; None where the store itself cannot be read."""
+        try:
+            if self.store.library.find(name) is not None:
+                return True
+        except (StoreError, OSError):
+            return None
+        return False if (self.store.root / "manifests").is_dir() else None
 
     def models(self) -> list[ModelFiles]:
         """All that can be asked for: what the server was started with, and the store's. Not for the event loop."""
@@ -138,7 +133,7 @@ class ModelManager:
 
     async def unload(self, name: str) -> None:
         """Take a model out of memory, when the requests that use it have ended. NotFoundError if it is not there."""
-        entry = self._entries.get(_key(await asyncio.to_thread(self.resolve, name)))
+        entry = self._entries.get(key_of(await asyncio.to_thread(self.resolve, name)))
         if entry is None:
             raise NotFoundError(f"model {name!r} is not loaded")
         entry.keep_alive = 0.0
@@ -166,7 +161,7 @@ class ModelManager:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """What is opened inside stays in memory until the end of the block. For one request, or one task."""
-        leases: list[_Entry] = []
+        leases: list[Entry] = []
         token = _LEASES.set(leases)
         try:
             yield
@@ -178,7 +173,7 @@ class ModelManager:
                 if entry.leases == 0:
                     self._start_timer(entry)
 
-    def _lease(self, entry: _Entry) -> None:
+    def _lease(self, entry: Entry) -> None:
         entry.last_used = time.monotonic()
         leases = _LEASES.get(None)
         if leases is not None and entry not in leases:
@@ -186,70 +181,113 @@ class ModelManager:
             entry.leases += 1
             self._stop_timer(entry)
 
-    def _busy(self, entry: _Entry) -> bool:
-        return entry.worker.alive and bool(entry.leases or self._wanted[entry.key] or entry.worker.busy)
+    def _busy(self, entry: Entry) -> bool:
+        return entry.worker.alive and bool(entry.leases or self._wanted[entry.key] or self._answering(entry))
 
-    def _load_once(self, key: Key, files: ModelFiles) -> asyncio.Task[_Entry]:
+    def _answering(self, entry: Entry) -> bool:
+        """Whether the entry's thread has work; where others answer on it too, only leases tell whose it is."""
+        return entry.worker.busy and not any(
+            other.leases for other in self._beside(entry) if other.worker.thread is entry.worker.thread
+        )
+
+    def _beside(self, entry: Entry) -> list[Entry]:
+        """The other names of an entry's weights."""
+        return [e for e in self._entries.values() if e.weights == entry.weights and e is not entry]
+
+    def _load_once(self, key: Key, weights: Weights, files: ModelFiles) -> asyncio.Task[Entry]:
         if (load := self._loads.get(key)) is None:
-            load = self._loads[key] = asyncio.create_task(self._load(key, files))
+            load = self._loads[key] = asyncio.create_task(self._load(key, weights, files))
             load.add_done_callback(lambda _: self._loads.pop(key))
         return load
 
-    async def _load(self, key: Key, files: ModelFiles) -> _Entry:
+    async def _load(self, key: Key, weights: Weights, files: ModelFiles) -> Entry:
         settings = self.settings
         if settings.memory_limit is not None and files.size > settings.memory_limit:
             raise UsageError(
                 f"{files.name} has {files.size} bytes and this server's memory limit is {settings.memory_limit}"
             )
         async with self._one_load:
-            if (failed := self._entries.get(key)) is not None:
+            same = [entry for entry in self._entries.values() if entry.weights == weights]
+            for failed in [entry for entry in same if not entry.worker.alive]:
                 await self._evict(failed)
-            await self._make_room(files.size)
-            llm = await asyncio.to_thread(self._llm, files)
-            observer = None if self._observer is None else self._observer(files.name)
+                same.remove(failed)
+            if not same:
+                await self._make_room(files.size)
+            with self._held(same):
+                llm = await asyncio.to_thread(self._llm, files, same[0].worker.llm if same else None)
+                threads = {e.worker.thread for e in same if e.worker.thread.engine is llm.engine}
+                if not all(thread.alive for thread in threads):  # it has failed just now
+                    llm, threads = await asyncio.to_thread(self._llm, files, None), set()
+                thread = threads.pop() if threads else None
             worker = Worker(
-                llm, max_queue=settings.max_queue, private_cache=settings.private_cache, observer=observer
-            ).start()
-            entry = _Entry(key, files, worker)
-            self._entries[key] = entry
-            log.info("loaded %s in %.1f s", files.name, llm.load_s)
+                llm,
+                max_queue=settings.max_queue,
+                private_cache=settings.private_cache,
+                observer=None if self._observer is None else self._observer(files.name),
+                thread=thread,
+            )
+            if thread is None:
+                worker.start()
+            entry = self._entries[key] = Entry(key, weights, files, worker)
+            log.info("%s %s in %.1f s", "joined" if thread else "loaded", files.name, llm.load_s)
             return entry
 
-    def _llm(self, files: ModelFiles) -> LLM:
+    def _llm(self, files: ModelFiles, same: LLM | None) -> LLM:
         # the Modelfile knows its model; the server's own wish is for models that do not say
         ctx_size = None if "num_ctx" in files.parameters else self.settings.ctx_size
+        if same is not None:
+            llm = same.sibling(files, ctx_size=ctx_size)
+            if llm.engine is not same.engine:
+                llm.engine.keep_pace()
+            return llm
         try:
             llm = LLM(files, device=self.settings.device, dtype=self.settings.dtype, ctx_size=ctx_size)
-        except (FormatError, OSError) as error:
+        except (FormatError, StoreError, OSError) as error:
             log.error("%s: %s", files.name, error)
             raise BrokenModelError(files.name) from error
         llm.engine.keep_pace()
         return llm
 
+    @contextmanager
+    def _held(self, entries: Sequence[Entry]) -> Iterator[None]:
+        """Entries that must not be unloaded inside, for somebody is about to share what they have."""
+        for entry in entries:
+            self._wanted[entry.key] += 1
+        try:
+            yield
+        finally:
+            for entry in entries:
+                self._wanted[entry.key] -= 1
+
     async def _make_room(self, size: int) -> None:
         limit = self.settings.memory_limit
-        while len(self._entries) >= self.settings.max_models or (
-            limit is not None and sum(e.files.size for e in self._entries.values()) + size > limit
-        ):
-            idle = [entry for entry in self._entries.values() if not self._busy(entry)]
-            if idle:
-                await self._evict(min(idle, key=lambda entry: entry.last_used))
-            else:
+        while True:
+            groups: dict[Weights, list[Entry]] = {}
+            for entry in self._entries.values():
+                groups.setdefault(entry.weights, []).append(entry)
+            taken = sum(max(entry.files.size for entry in group) for group in groups.values())
+            if len(groups) < self.settings.max_models and (limit is None or taken + size <= limit):
+                return
+            idle = [group for group in groups.values() if not any(map(self._busy, group))]
+            if not idle:
                 await asyncio.sleep(POLL_S)  # engines do not tell the event loop when they fall idle
+                continue
+            for entry in min(idle, key=lambda group: max(entry.last_used for entry in group)):
+                await self._evict(entry)
 
-    def _start_timer(self, entry: _Entry) -> None:
+    def _start_timer(self, entry: Entry) -> None:
         self._stop_timer(entry)
         if entry.keep_alive >= 0 and math.isfinite(entry.keep_alive):
             seconds = min(entry.keep_alive, 10 * 365 * 86400.0)
             entry.expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
             entry.timer = asyncio.get_running_loop().call_later(seconds, self._expire, entry)
 
-    def _stop_timer(self, entry: _Entry) -> None:
+    def _stop_timer(self, entry: Entry) -> None:
         entry.expires_at = None
         if entry.timer is not None:
             entry.timer.cancel()
 
-    def _expire(self, entry: _Entry) -> None:
+    def _expire(self, entry: Entry) -> None:
         if self._busy(entry):
             entry.timer = asyncio.get_running_loop().call_later(POLL_S, self._expire, entry)
             return
@@ -257,20 +295,11 @@ class ModelManager:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _evict(self, entry: _Entry) -> None:
+    async def _evict(self, entry: Entry) -> None:
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         self._stop_timer(entry)
-        await asyncio.to_thread(entry.worker.close)
+        if not any(other.worker.thread is entry.worker.thread for other in self._entries.values()):
+            await asyncio.to_thread(entry.worker.close)
         log.info("unloaded %s", entry.files.name)
         await asyncio.to_thread(gc.collect)  # modules refer to each other; their weights should go now
-
-
-def _key(files: ModelFiles) -> Key:
-    return files.digest or str(files.path), *map(str, files.adapters)
-
-
-def _served(files: ModelFiles) -> ModelFiles:
-    """A path is served under the file's or folder's own name: where it lies is this machine's matter."""
-    path = files.path
-    return files if files.digest else replace(files, name=path.name if path.is_dir() else path.stem)
