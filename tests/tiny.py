@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tokenmill.formats.hf_folder import write_hf_folder
-from tokenmill.models import read_config
+from tokenmill.models import read_any_config
 from tokenmill.models.load import build
 from tokenmill.models.weights import file_tensors
 
@@ -144,6 +144,45 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
 }
 
+_BERT: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 128,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 1,
+    "dtype": "float32",
+}
+_T5: dict[str, Any] = {
+    "model_type": "t5",
+    "architectures": ["T5ForConditionalGeneration"],
+    "vocab_size": 97,
+    "d_model": 48,
+    "d_kv": 10,
+    "d_ff": 80,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "layer_norm_epsilon": 1e-6,
+    "is_encoder_decoder": True,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "dtype": "float32",
+}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {"model_type": "bert", "architectures": ["BertForMaskedLM"], **_BERT},
+    "roberta": {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"], **_BERT, "pad_token_id": 6},
+    "t5": {**_T5, "feed_forward_proj": "relu"},
+    "t5-gated": {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+}
+
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_theta": 500.0},
     "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
@@ -194,10 +233,13 @@ def packed(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
 
 def weights(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Deterministic weights under the hub's names; norms too are away from one, so that a forgotten one shows."""
-    family, decoder_config = read_config(config, "tiny")
+    family, decoder_config = read_any_config(config, "tiny")
     for name, shape in [(name, t.shape) for name, t in file_tensors(build(decoder_config), family.weights)]:
         values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)) * 0.15
-        yield name, torch.from_numpy(values.astype(np.float32)) + (0.9 if "norm" in name or "ln_" in name else 0.0)
+        yield (
+            name,
+            torch.from_numpy(values.astype(np.float32)) + (0.9 if "norm" in name.lower() or "ln_" in name else 0.0),
+        )
 
 
 def write(config: dict[str, Any], folder: Path) -> Path:

@@ -16,6 +16,7 @@ from tokenmill.adapt.switch import Adapters
 from tokenmill.core.errors import ConfigError
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import LinearLayer
+from tokenmill.ops.linear import linear
 
 
 class Adapter(nn.Module):
@@ -96,6 +97,10 @@ class AdaptedEmbedding(nn.Module):
                 assert isinstance(part, Rows | Whole)
                 weight_VC = part.table(weight_VC)
         return weight_VC
+
+    def scores(self, hidden_TC: Tensor) -> Tensor:
+        """As :meth:`Embedding.scores`."""
+        return linear(hidden_TC, self.weight)
 
     def forward(self, indices: Tensor) -> Tensor:
         rows: Tensor = self.base(indices)

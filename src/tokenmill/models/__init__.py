@@ -4,6 +4,6 @@
 weight names, nothing that ``nn`` already does.
 """
 
-from tokenmill.models.load import FAMILIES, Model, load_model, load_tokenizer, read_config
+from tokenmill.models.load import FAMILIES, Model, load_model, load_tokenizer, read_any_config, read_config
 
-__all__ = ["FAMILIES", "Model", "load_model", "load_tokenizer", "read_config"]
+__all__ = ["FAMILIES", "Model", "load_model", "load_tokenizer", "read_any_config", "read_config"]

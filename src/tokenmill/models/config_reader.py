@@ -31,7 +31,8 @@ NEUTRAL = frozenset(
     gradient_checkpointing length_penalty max_length min_length n_special no_repeat_ngram_size num_beam_groups num_beams
     _num_labels num_return_sequences output_past output_scores predict_special_tokens repetition_penalty
     return_dict_in_generate temperature top_k top_p typical_p
-    hidden_dropout summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    hidden_dropout hidden_dropout_prob attention_probs_dropout_prob dropout_rate initializer_factor
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
     """.split()  # noqa: SIM905 - easier to read and to add to than ninety quoted strings
 )
 

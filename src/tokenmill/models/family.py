@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenmill.core.errors import did_you_mean
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.weights import Table, row
-from tokenmill.nn.config import AttentionConfig, DecoderConfig, LayerConfig, MLPConfig, MoEConfig, NormConfig
+from tokenmill.nn.config import (
+    AttentionConfig,
+    Config,
+    DecoderConfig,
+    LayerConfig,
+    MLPConfig,
+    MoEConfig,
+    NormConfig,
+)
 from tokenmill.ops.activation import ACTIVATIONS
 
 MAX_LAYERS = 4096  # a broken configuration must not make us build a million layers before a weight is looked at
@@ -22,13 +30,15 @@ class Family:
     name: str
     architecture: str
     """The class name in ``architectures`` of a Hugging Face ``config.json``."""
-    read: Callable[[ConfigReader], DecoderConfig]
+    read: Callable[[ConfigReader], Config]
     weights: Table
     gguf_weights: Table = ()
     gguf_config: Callable[[ConfigReader, dict[str, Any]], None] = lambda reader, config: None
     """Add to a configuration made from GGUF metadata what only this family has (see ``models/gguf.py``)."""
     ignored: str = r"rotary_emb\.inv_freq$|^lm_head\.weight$"
     """Names that a file may carry and that hold nothing: recomputed tables, the copy of a tied head."""
+    variant: Callable[[Mapping[str, Any]], Family] | None = None
+    """The family that a configuration really means, where versions of it name their weights in different ways."""
     task: str = "CAUSAL_LM"
     """PEFT's word for what the model does, which adapter folders carry."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -20,6 +20,7 @@ from tokenmill.formats.gguf import GGUFFile
 from tokenmill.formats.hf_folder import HFFolder, write_hf_folder
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.models import (
+    bert,
     gemma2,
     gemma3,
     gguf,
@@ -32,20 +33,40 @@ from tokenmill.models import (
     qwen2,
     qwen3,
     qwen3_moe,
+    roberta,
     starcoder2,
+    t5,
 )
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import Family
-from tokenmill.models.weights import Table, check_plain, file_tensors, load_weights
-from tokenmill.nn.config import DecoderConfig
+from tokenmill.models.weights import Network, Table, check_plain, file_tensors, load_weights
+from tokenmill.nn.config import Config, DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from tokenmill.nn.cost import parameters
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.encoder import Encoder
+from tokenmill.nn.encoder_decoder import EncoderDecoder
 from tokenmill.store import Store
 
 if TYPE_CHECKING:
     from tokenmill.text.tokenizer import Tokenizer
 
-_MODULES = (llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, granite, gpt2, starcoder2, mixtral, qwen3_moe)
+_MODULES = (
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+    gemma2,
+    gemma3,
+    phi3,
+    granite,
+    gpt2,
+    starcoder2,
+    mixtral,
+    qwen3_moe,
+    bert,
+    roberta,
+    t5,
+)
 FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 
@@ -53,7 +74,7 @@ FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module i
 class Model:
     """A network and what it takes to write it down again."""
 
-    network: Decoder
+    network: Network
     """A :class:`Decoder`, an encoder, or an encoder with a decoder; possibly with adapters in it."""
     family: Family
     config: dict[str, Any]
@@ -64,7 +85,9 @@ class Model:
 
     @property
     def decoder(self) -> Decoder:
-        """The network of a model that generates text token by token."""
+        """The network of a model that generates text token by token; ConfigError where it is none."""
+        if not isinstance(self.network, Decoder):
+            raise not_a_decoder(self.family.architecture, self.family.architecture)
         return self.network
 
     def save(self, folder: Path | str) -> None:
@@ -82,26 +105,63 @@ class Model:
         )
 
 
+def not_a_decoder(source: str, architecture: str) -> ConfigError:
+    """The refusal of a model that fills gaps or maps one text to another where one that continues a text is needed."""
+    return ConfigError(
+        f"{source}: {architecture} does not continue a text token by token, so it cannot generate, chat or be measured "
+        "by perplexity; it can be trained (mlm, span) and adapted, and load_model gives its network"
+    )
+
+
 def read_config(config: Mapping[str, Any], source: str) -> tuple[Family, DecoderConfig]:
-    """A ``config.json`` to its family and our configuration; ConfigError lists everything that is not understood."""
+    """A decoder's ``config.json`` to its family and our configuration.
+
+    ConfigError lists everything that is not understood, or says that the model is no decoder.
+    """
+    family, ours = read_any_config(config, source)
+    if not isinstance(ours, DecoderConfig):
+        raise not_a_decoder(source, family.architecture)
+    return family, ours
+
+
+def read_any_config(config: Mapping[str, Any], source: str) -> tuple[Family, Config]:
+    """What :func:`read_config` does, for encoders and pairs of encoder and decoder too."""
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         if isinstance(config.get("text_config"), Mapping):
             raise ConfigError(f"{source}: {kind!r} also takes images or sound; only text models are supported so far")
         near = did_you_mean(kind, FAMILIES)
         raise ConfigError(f"{source}: model type {kind!r} is not supported{near}; known: {', '.join(sorted(FAMILIES))}")
-    reader = ConfigReader(config, source)
-    for other_architecture in ("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"):
+    family, reader = FAMILIES[kind], ConfigReader(config, source)
+    if family.variant is not None:
+        family = family.variant(config)
+    ours = family.read(reader)
+    other_architectures = {"is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"}
+    if isinstance(ours, EncoderDecoderConfig):
+        other_architectures.remove("is_encoder_decoder")
+    elif isinstance(ours, EncoderConfig):
+        reader.only("is_decoder", False)
+    for other_architecture in sorted(other_architectures):
         reader.only(other_architecture, False)
-    decoder_config = FAMILIES[kind].read(reader)
     reader.finish()
-    return FAMILIES[kind], decoder_config
+    return family, ours
 
 
-def build(config: DecoderConfig) -> Decoder:
-    """A decoder without memory behind its weights."""
+@overload
+def build(config: DecoderConfig) -> Decoder: ...
+@overload
+def build(config: Config) -> Network: ...
+def build(config: Config) -> Network:
+    """A network without memory behind its weights."""
     with torch.device("meta"):
-        return Decoder(config).requires_grad_(False).eval()
+        network: Network
+        if isinstance(config, DecoderConfig):
+            network = Decoder(config)
+        elif isinstance(config, EncoderConfig):
+            network = Encoder(config)
+        else:
+            network = EncoderDecoder(config)
+        return network.requires_grad_(False).eval()
 
 
 def load_model(
@@ -121,13 +181,13 @@ def model_from_file(
 ) -> Model:
     """What :func:`load_model` does, for a file that is already open."""
     config, generation_config = config_of(file)
-    family, decoder_config = read_config(config, str(file.path))
+    family, ours = read_any_config(config, str(file.path))
     on = pick_device(device)
     table, ignored = _names(file, family)
-    decoder = build(decoder_config)
-    number_format = pick_dtype(dtype, on, _stored_dtype(file), parameters(decoder_config))
-    load_weights(decoder, file, table, dtype=number_format, device=on, ignored=ignored)
-    return Model(decoder, family, config, generation_config)
+    network = build(ours)
+    number_format = pick_dtype(dtype, on, _stored_dtype(file), parameters(ours))
+    load_weights(network, file, table, dtype=number_format, device=on, ignored=ignored)
+    return Model(network, family, config, generation_config)
 
 
 def config_of(file: TensorFile) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from tokenmill.core.errors import ConfigError, FormatError
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.encoder import Encoder
+from tokenmill.nn.encoder_decoder import EncoderDecoder
 from tokenmill.nn.linear import Linear, LinearLayer
+
+Network = Decoder | Encoder | EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class _Slot:
     expert: int | None
 
 
-def _slots(model: Decoder, table: Table) -> Iterator[_Slot]:
+def _slots(model: Network, table: Table) -> Iterator[_Slot]:
     """Expand a table over layers and experts to the parameters that this model really has."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for entry in table:
@@ -84,7 +88,7 @@ class Named:
     row: Row
 
 
-def modules_by_name(model: Decoder, table: Table) -> list[Named]:
+def modules_by_name(model: Network, table: Table) -> list[Named]:
     """The modules of this model that a table names, experts aside; what an adapter has put in their place counts."""
     known = {name for name, _ in model.named_modules()}
     found = []
@@ -98,7 +102,7 @@ def modules_by_name(model: Decoder, table: Table) -> list[Named]:
     return found
 
 
-def rows_from_file(tensor: Tensor, how: Row, model: Decoder) -> Tensor:
+def rows_from_file(tensor: Tensor, how: Row, model: Network) -> Tensor:
     """Rows [out, ...] of the file in our order. A file's transposition does not concern what has rows of its own."""
     return _rotary_pairs(tensor, _head_dim(model), to_neighbours=False) if how.interleaved else tensor
 
@@ -125,7 +129,7 @@ def _to_file(tensor: Tensor, how: Row, head_dim: int) -> Tensor:
     return tensor.t().contiguous() if how.transposed and tensor.ndim == 2 else tensor
 
 
-def _head_dim(model: Decoder) -> int:
+def _head_dim(model: Network) -> int:
     return model.config.layers[0].attention.head_dim
 
 
@@ -137,7 +141,7 @@ def _shape_in_file(slot: _Slot, shapes: dict[str, torch.Size]) -> tuple[int, ...
     return tuple(reversed(shape)) if slot.row.transposed else tuple(shape)
 
 
-def check_names(model: Decoder, file: TensorFile, table: Table, ignored: str = r"$^") -> list[_Slot]:
+def check_names(model: Network, file: TensorFile, table: Table, ignored: str = r"$^") -> list[_Slot]:
     """Match file and model; raise FormatError with every tensor that is missing, misshapen or not understood."""
     infos, problems = file.infos(), []
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -159,7 +163,7 @@ def check_names(model: Decoder, file: TensorFile, table: Table, ignored: str = r
 
 
 def load_weights(
-    model: Decoder,
+    model: Network,
     file: TensorFile,
     table: Table,
     *,
@@ -204,7 +208,7 @@ def check_plain(model: nn.Module) -> None:
         )
 
 
-def file_tensors(model: Decoder, table: Table) -> Iterator[tuple[str, Tensor]]:
+def file_tensors(model: Network, table: Table) -> Iterator[tuple[str, Tensor]]:
     """The model's weights under the file's names, as the file has them: the way back."""
     parameters = dict(model.named_parameters())
     for slot in _slots(model, table):

@@ -110,6 +110,60 @@ class DecoderConfig:
         return len(self.layers)
 
 
+@dataclass(frozen=True)
+class EncoderConfig:
+    """An encoder with a head that says what stands in masked places (BERT, RoBERTa)."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerConfig, ...]
+    max_position: int
+    norm: NormConfig
+    token_types: int = 0
+    position_offset: int = 0
+    """The row of the position table that the first token has (RoBERTa: the padding id + 1)."""
+    head_activation: str = "gelu"
+    tied_embeddings: bool = True
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """T5's learned bias by distance: exact near by, in logarithmic buckets up to ``max_distance``."""
+
+    num_buckets: int = 32
+    max_distance: int = 128
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """An encoder, and a decoder that attends to it (T5)."""
+
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerConfig, ...]
+    """The encoder's."""
+    decoder_layers: tuple[LayerConfig, ...]
+    norm: NormConfig
+    relative_bias: RelativeBias
+    max_position: int
+    """No limit of the model's: relative positions have none. What it was trained on."""
+    tied_embeddings: bool = True
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the longer side, which is how far weight names count."""
+        return max(len(self.layers), len(self.decoder_layers))
+
+
+Config = DecoderConfig | EncoderConfig | EncoderDecoderConfig
+
+
 def alibi_slopes(num_heads: int) -> list[float]:
     """One slope a head: a geometric series from 2^(-8/n); heads beyond a power of two take every other of the next."""
     whole = 2 ** math.floor(math.log2(num_heads))

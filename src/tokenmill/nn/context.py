@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.ops.attention import attention
+from tokenmill.ops.full_attention import full_attention
 
 
 class How(TypedDict):
@@ -52,6 +53,38 @@ class Packed:
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
         return attention(q_THD, k_TKD, v_TKD, q_lens=self.lengths, kv_lens=self.lengths, **how)
+
+
+class Bidirectional:
+    """Whole documents one after the other, blind to each other, every token seeing all of its own (encoders).
+
+    ``bias_HR``: added to the scores by distance, see ``ops/full_attention.py``. ``causal``: only what stands before.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | None = None,
+        *,
+        bias_HR: Tensor | None = None,
+        causal: bool = False,
+    ) -> None:
+        self.lengths, self.bias_HR, self.causal = list(lengths), bias_HR, causal
+        self.positions_T = torch.cat([torch.arange(n, device=device) for n in self.lengths])
+        self.lengths_T = _repeat(self.lengths, self.lengths, device)
+
+    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
+        assert not (how["window"] or how["softcap"]), "no encoder has these"
+        return full_attention(
+            q_THD,
+            k_TKD,
+            v_TKD,
+            q_lens=self.lengths,
+            kv_lens=self.lengths,
+            scale=how["scale"],
+            bias_HR=self.bias_HR,
+            causal=self.causal,
+        )
 
 
 class SequenceCache:

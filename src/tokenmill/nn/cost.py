@@ -6,7 +6,19 @@ and token), attention counted on top, grouped-query and sliding-window attention
 
 from __future__ import annotations
 
-from tokenmill.nn.config import AttentionConfig, DecoderConfig, MLPConfig, MoEConfig, NormConfig
+from collections.abc import Iterable
+
+from tokenmill.nn.config import (
+    AttentionConfig,
+    Config,
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    LayerConfig,
+    MLPConfig,
+    MoEConfig,
+    NormConfig,
+)
 
 
 def _linear(rows: int, columns: int, bias: bool) -> int:
@@ -34,8 +46,12 @@ def _feed_forward(hidden: int, mlp: MLPConfig | MoEConfig, active: bool) -> int:
     return _linear(mlp.num_experts, hidden, bias=False) + experts * _mlp(hidden, mlp.expert)
 
 
-def parameters(config: DecoderConfig, *, active: bool = False) -> int:
+def parameters(config: Config, *, active: bool = False) -> int:
     """Number of weights; with ``active`` only those that one token meets (fewer with a mixture of experts)."""
+    if isinstance(config, EncoderConfig):
+        return _encoder(config)
+    if isinstance(config, EncoderDecoderConfig):
+        return _encoder_decoder(config)
     hidden = config.hidden_size
     norms = (4 if config.post_norms else 2) * _norm(hidden, config.norm)
     layers = sum(
@@ -45,6 +61,26 @@ def parameters(config: DecoderConfig, *, active: bool = False) -> int:
     embeddings = config.vocab_size * hidden * (1 if config.tied_embeddings else 2)
     positions = config.max_position * hidden if config.learned_positions else 0
     return embeddings + positions + layers + _norm(hidden, config.norm)
+
+
+def _layers(hidden: int, layers: Iterable[LayerConfig], norm: NormConfig) -> int:
+    norms = 2 * _norm(hidden, norm)
+    return sum(_attention(hidden, x.attention, norm) + _feed_forward(hidden, x.mlp, False) + norms for x in layers)
+
+
+def _encoder(c: EncoderConfig) -> int:
+    hidden, norm = c.hidden_size, _norm(c.hidden_size, c.norm)
+    tables = c.vocab_size + c.max_position + c.position_offset + c.token_types
+    head = _linear(hidden, hidden, True) + norm + c.vocab_size * (1 if c.tied_embeddings else 1 + hidden)
+    return tables * hidden + norm + _layers(hidden, c.layers, c.norm) + head
+
+
+def _encoder_decoder(c: EncoderDecoderConfig) -> int:
+    hidden, norm = c.hidden_size, _norm(c.hidden_size, c.norm)
+    cross = sum(_attention(hidden, layer.attention, c.norm) + norm for layer in c.decoder_layers)
+    stacks = _layers(hidden, c.layers, c.norm) + _layers(hidden, c.decoder_layers, c.norm) + 2 * norm
+    biases = c.relative_bias.num_buckets * (c.layers[0].attention.num_heads + c.decoder_layers[0].attention.num_heads)
+    return c.vocab_size * hidden * (1 if c.tied_embeddings else 2) + stacks + cross + biases
 
 
 def kv_bytes_per_token(config: DecoderConfig, bytes_per_value: float = 2) -> float:
