@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokenmill.config import sizes
@@ -34,7 +35,8 @@ def new_model(recipe: Recipe, found: Derivations, store: Store | None) -> tuple[
     """The tokenizer, and the configuration that a model of this size has."""
     wanted = sizes.target_parameters(recipe.size) if recipe.size is not None else None
     if recipe.tokenizer is not None:
-        tokenizer = load_tokenizer(recipe.tokenizer, store=store)
+        folder = Path(recipe.tokenizer)  # a folder may hold a tokenizer alone, which no store would take for a model
+        tokenizer = load_tokenizer(folder if folder.is_dir() else recipe.tokenizer, store=store)
     else:
         vocab_size = recipe.vocab_size
         if vocab_size is None:

@@ -19,9 +19,11 @@ from tokenmill.config.recipe import Recipe
 from tokenmill.config.run_config import read_run_config, write_run_config
 from tokenmill.core.device import pick_device, pick_dtype
 from tokenmill.core.errors import NotFoundError, UsageError
-from tokenmill.data.loader import Loader
+from tokenmill.data.corrupt import CorruptSpans, MaskTokens
+from tokenmill.data.loader import Collate, Loader
 from tokenmill.models import load_model
 from tokenmill.models.load import Model
+from tokenmill.models.resize import grow_vocabulary
 from tokenmill.quant.nf4 import quantize_linears
 from tokenmill.store import Store
 from tokenmill.train.checkpoint import Checkpoints
@@ -94,7 +96,7 @@ def _resumed(folder: Path, overrides: Sequence[str], values: Mapping[str, Any]) 
     before = read_run_config(folder)
     tree = before.recipe.model_dump()
     if (folder / "tokenizer").is_dir():
-        tree["tokenizer"] = str(folder / "tokenizer")
+        tree |= {"tokenizer": str(folder / "tokenizer"), "vocab_size": None}
     if overrides or values:
         return compose(tree, overrides, values=values)
     return Composed(Recipe.model_validate(tree), before.origins)
@@ -152,6 +154,8 @@ def build_model(plan: Plan, store: Store | None = None) -> Model:
         return model
     if recipe.quantize is not None:
         quantize_linears(model.network, double=recipe.double_quant)
+    if recipe.adapter.new_tokens and plan.tokenizer.vocab_size > model.network.config.vocab_size:
+        grow_vocabulary(model, plan.tokenizer.vocab_size)
     encode = plan.tokenizer.encode
     adapt(
         model,
@@ -267,7 +271,18 @@ def _loader(plan: Plan, dataset: Any, processes: World) -> Loader:
         world_size=processes.size,
         workers=recipe.workers,
         packing=recipe.packing,
+        collate=_collate(plan),
     )
+
+
+def _collate(plan: Plan) -> Collate | None:
+    """What spoils the text for objectives that restore it; the others take it as it is."""
+    recipe = plan.recipe
+    if recipe.objective == "mlm":
+        return MaskTokens(recipe.corrupt, plan.tokenizer)
+    if recipe.objective == "span":
+        return CorruptSpans(recipe.corrupt, plan.tokenizer, start_id=plan.config.get("decoder_start_token_id"))
+    return None
 
 
 def _start(plan: Plan, loop: Loop, folder: Path, processes: World) -> RunStart:
@@ -292,7 +307,7 @@ def _new_folder(recipe: Recipe) -> Path:
 
 
 def _begin_folder(plan: Plan, folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # paged state may lie in it already
     write_run_config(plan.composed, folder)
     if plan.new_tokenizer:
         plan.tokenizer.save(folder / "tokenizer")
