@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +15,14 @@ from tokenmill import LLM
 from tokenmill.adapt import adapt, load_adapter, merge_adapter, save_adapter
 from tokenmill.config.parts import AdapterConfig
 from tokenmill.core.errors import ConfigError
+from tokenmill.data.batch import Batch, PairBatch, Sample
 from tokenmill.models import Model, load_model, read_any_config
 from tokenmill.nn.context import Bidirectional
 from tokenmill.nn.cost import parameters
 from tokenmill.nn.encoder import Encoder
 from tokenmill.nn.encoder_decoder import EncoderDecoder
 from tokenmill.ops.registry import use_backend
+from tokenmill.train.objectives import LostSpans, MaskedTokens
 
 transformers = pytest.importorskip("transformers")
 
@@ -149,3 +152,51 @@ def test_the_config_is_what_transformers_writes(tmp_path: Path) -> None:
     for name in [*ENCODERS, *PAIRS]:
         hf(name, folder(name, tmp_path / name)).config.save_pretrained(tmp_path / f"{name}-config")
         read_any_config(json.loads((tmp_path / f"{name}-config" / "config.json").read_text()), name)
+
+
+def test_losses_and_gradients_are_those_of_transformers(tmp_path: Path) -> None:
+    """Masked tokens and lost spans on the same inputs, padded there and packed here."""
+    base = folder("bert", tmp_path / "bert")
+    model, reference = load_model(base, dtype="float32"), hf("bert", base)
+    labels = [[-100] * len(s) for s in SOURCES]
+    labels[0][3], labels[0][7], labels[2][1] = 60, 4, 5
+    batch = Batch.of(
+        [Sample(i, np.array(s), np.array(x)) for i, (s, x) in enumerate(zip(SOURCES, labels, strict=True))]
+    )
+    longest = max(map(len, SOURCES))
+    padded = torch.tensor([s + [1] * (longest - len(s)) for s in SOURCES])
+    wanted = torch.tensor([x + [-100] * (longest - len(x)) for x in labels])
+    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in SOURCES])
+    model.network.requires_grad_(True)
+    ours_ = MaskedTokens()(model.network, batch)
+    (ours_.sum / ours_.count).backward()
+    theirs_ = reference(padded, attention_mask=mask, labels=wanted).loss
+    theirs_.backward()
+    assert abs(float(ours_.sum) / ours_.count - float(theirs_)) < 1e-5
+    gradient = reference.bert.encoder.layer[0].attention.self.query.weight.grad
+    assert torch.allclose(model.network.get_submodule("layers.0.attn.q").weight.grad, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_span_losses_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    base = folder(name, tmp_path)
+    model, reference = load_model(base, dtype="float32"), hf(name, base)
+    labels = [[*t[1:], 1] for t in TARGETS]
+    source = Batch.of([Sample(i, np.array(s), np.full(len(s), -100)) for i, s in enumerate(SOURCES)])
+    target = Batch.of(
+        [Sample(i, np.array(t), np.array(x)) for i, (t, x) in enumerate(zip(TARGETS, labels, strict=True))]
+    )
+    longest, most = max(map(len, SOURCES)), max(map(len, TARGETS))
+    padded = torch.tensor([s + [0] * (longest - len(s)) for s in SOURCES])
+    mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in SOURCES])
+    wanted = torch.tensor([x + [-100] * (most - len(x)) for x in labels])
+    model.network.requires_grad_(True)
+    ours_ = LostSpans()(model.network, PairBatch(source, target))
+    (ours_.sum / ours_.count).backward()
+    theirs_ = reference(padded, attention_mask=mask, labels=wanted).loss
+    theirs_.backward()
+    assert abs(float(ours_.sum) / ours_.count - float(theirs_)) < 1e-5
+    for side in ("encoder", "decoder"):
+        gradient = reference.get_submodule(f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias").weight.grad
+        ours_gradient = model.network.get_submodule(f"{side}.bias").weight.grad
+        assert torch.allclose(ours_gradient, gradient, atol=1e-5)

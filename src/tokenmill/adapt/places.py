@@ -73,7 +73,8 @@ def chosen_places(model: Model, config: AdapterConfig) -> list[Place]:
     elif config.kind == "ia3":
         inner = [place for place in inner if is_ia3_default(place)]
     if config.kind == "bottleneck":
-        inner = [place for place in inner if place.ours[0].endswith(BEHIND)]
+        behind = BEHIND if config.bottleneck_at == "both" else BEHIND[1:]
+        inner = [place for place in inner if place.ours[0].endswith(behind)]
         if not inner:
             raise ConfigError("bottleneck adapters sit behind attention and feed-forward output layers; the targets "
                               "name none of them")  # fmt: skip

@@ -92,7 +92,7 @@ _ADAPTER = {
     "prefix": ("virtual_tokens", "init_text"),
     "prompt": ("virtual_tokens", "init_text"),
     "ia3": ("targets", "layers"),
-    "bottleneck": ("bottleneck_size", "dropout", "layers"),
+    "bottleneck": ("bottleneck_size", "bottleneck_at", "dropout", "layers"),
 }
 """What each kind of adapter reads, beside new_tokens and train_also."""
 
@@ -114,6 +114,7 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("corrupt.share", span or mlm, "objective=mlm or span"),
         ("corrupt.mask_share", mlm, "objective=mlm"),
         ("corrupt.random_share", mlm, "objective=mlm"),
+        ("corrupt.whole_words", mlm, "objective=mlm"),
         ("corrupt.span_length", span, "objective=span"),
         ("data.eval_share", r.data.eval is None, "no data.eval"),
         ("packing", not span, "a decoder or encoder alone"),

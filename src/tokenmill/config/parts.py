@@ -121,6 +121,8 @@ class AdapterConfig(Part):
     """Prefix and prompt tuning: begin as the model reads this text (repeated or cut to ``virtual_tokens``)."""
     bottleneck_size: Count = 64
     """Bottleneck adapters: width of the narrow layer (Houlsby 2019, arXiv 1902.00751)."""
+    bottleneck_at: Literal["both", "mlp"] = "both"
+    """Behind attention and feed-forward (Houlsby 2019), or behind feed-forward only (Pfeiffer 2021)."""
     new_tokens: list[str] = Field(default_factory=list)
     """Tokens added to the vocabulary; of the embedding only their rows are trained."""
     train_also: list[str] = Field(default_factory=list)
@@ -136,5 +138,7 @@ class CorruptConfig(Part):
     """MLM: chosen tokens that become the mask token (BERT: 0.8)."""
     random_share: Share = 0.1
     """MLM: chosen tokens that become a random one (BERT: 0.1); the rest stays as it is."""
+    whole_words: bool = False
+    """MLM: all tokens of a word are chosen together, or none (BERT's whole-word masking)."""
     span_length: Annotated[float, Field(ge=1.0)] = 3.0
     """Span corruption: mean tokens of a span (T5: 3)."""

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 
 from tokenmill.core.errors import ConfigError
 from tokenmill.train.objectives.base import Loss, Objective
+from tokenmill.train.objectives.mlm import MaskedTokens
 from tokenmill.train.objectives.next_token import NextToken
+from tokenmill.train.objectives.span import LostSpans
 
 if TYPE_CHECKING:
     from tokenmill.config.recipe import Recipe
 
-__all__ = ["OBJECTIVES", "Loss", "NextToken", "Objective", "build_objective"]
+__all__ = ["OBJECTIVES", "Loss", "LostSpans", "MaskedTokens", "NextToken", "Objective", "build_objective"]
 
 OBJECTIVES: Mapping[str, Callable[[Recipe], Objective]] = {
     "next_token": lambda recipe: NextToken(recipe.z_loss),
     "sft": lambda recipe: NextToken(recipe.z_loss),
+    "mlm": lambda recipe: MaskedTokens(recipe.z_loss),
+    "span": lambda recipe: LostSpans(recipe.z_loss),
 }
 
 
