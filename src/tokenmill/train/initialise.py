@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenmill.models.load import Model, build, read_config
+from tokenmill.models.load import Model, build, read_any_config
+from tokenmill.nn.encoder_decoder import EncoderDecoder
 from tokenmill.nn.norm import Norm
 
 RESIDUAL = ("attn.out.weight", "mlp.down.weight", "experts.down.weight", "experts.down")
@@ -21,7 +22,7 @@ RESIDUAL = ("attn.out.weight", "mlp.down.weight", "experts.down.weight", "expert
 
 def new_weights(config: Mapping[str, Any], *, std: float, seed: int, dtype: torch.dtype, device: torch.device) -> Model:
     """A model of this ``config.json``, the same on every machine for one seed."""
-    family, network_config = read_config(config, "the new model")
+    family, network_config = read_any_config(config, "the new model")
     network = build(network_config)
     initialise(network, std=std, seed=seed, dtype=dtype, device=device)
     return Model(network, family, dict(config))
@@ -38,6 +39,8 @@ def initialise(network: nn.Module, *, std: float, seed: int, dtype: torch.dtype,
             values += 1.0
         elif parameter.ndim >= 2:
             deviation = std / math.sqrt(2 * layers) if name.endswith(RESIDUAL) else std
+            if name == "embed.weight" and isinstance(network, EncoderDecoder):
+                deviation /= network.config.logit_scale  # T5's head is this table, scaled down
             nn.init.trunc_normal_(values, 0.0, deviation, -3 * deviation, 3 * deviation, generator=draw)
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(values.to(device, dtype)))
