@@ -1,8 +1,8 @@
 """``POST /v1/completions``: texts continued as they stand.
 
 Prompts are texts or token ids, one or several. ``best_of`` makes more answers than are given out and keeps the most
-likely (highest mean log-probability of a token). Refused: ``echo`` with ``logprobs``, since prompts are not scored
-here, and streaming of a ``best_of`` that is larger than ``n``.
+likely (highest mean log-probability of a token). ``echo`` with ``logprobs`` scores the prompt too, as lm-eval asks for
+it with ``max_tokens`` 0 or 1. Refused: streaming of a ``best_of`` that is larger than ``n``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -41,7 +42,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     worker = await wire.open_worker(request, body.model)
     llm = worker.llm
     prompts = await asyncio.to_thread(_prompt_ids, llm, body)
-    more: dict[str, Any] = {"logprobs": body.logprobs}
+    more: dict[str, Any] = {"logprobs": body.logprobs, "prompt_logprobs": body.logprobs if body.echo else None}
     if body.max_tokens is None:
         more["max_tokens"] = (
             DEFAULT_MAX_TOKENS if llm.default_params.max_tokens is None else llm.default_params.max_tokens
@@ -54,11 +55,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     echoes = _echoes(llm, body)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = _chunks(ticket, llm, asked, head, echoes, [len(ids) for ids in prompts], include_usage)
+        chunks = _chunks(ticket, llm, asked, head, echoes, prompts, include_usage)
         return wire.stream(request, ticket, chunks)
     done = await wire.finished(request, ticket)
     choices = [
-        _choice(llm, params, choice, number * n + place, echoes[number])
+        _choice(llm, params, choice, number * n + place, echoes[number], _scored(completion, prompts[number]))
         for number, completion in enumerate(done)
         for place, choice in enumerate(_best(completion, n))
     ]
@@ -70,8 +71,6 @@ def _check(body: CompletionRequest, n: int) -> None:
         raise FieldError("best_of", f"must be at least n, which is {n}")
     if body.stream and (body.best_of or n) > n:
         raise FieldError("best_of", "which answers are best is known at the end only: it cannot be streamed")
-    if body.echo and body.logprobs is not None:
-        raise FieldError("echo", "prompts are not scored here; ask for echo or for logprobs")
     if body.stream_options is not None and not body.stream:
         raise FieldError("stream_options", "needs stream: true")
     if not body.prompt:
@@ -110,28 +109,38 @@ def _best(completion: Completion, n: int) -> Sequence[Choice]:
     return sorted(completion.choices, key=mean, reverse=True)[:n]
 
 
-def _choice(llm: LLM, params: SamplingParams, choice: Choice, index: int, echo: str) -> dict[str, Any]:
+Scored = list[tuple[int, Logprobs | None]]
+"""Tokens with their scores, which the first of a prompt has not."""
+
+
+def _scored(completion: Completion, prompt: list[int]) -> Scored:
+    return list(zip(prompt, completion.prompt_logprobs or (), strict=False))
+
+
+def _choice(llm: LLM, params: SamplingParams, choice: Choice, index: int, echo: str, prompt: Scored) -> dict[str, Any]:
     reason = str(choice.finish_reason)
     logprobs = None
     if params.logprobs is not None:
-        logprobs = _logprobs(llm, params, wire.said(llm, params, choice.logprobs, reason), 0)
+        said = wire.said(llm, params, choice.logprobs, reason)
+        logprobs = _logprobs(llm, params, [*prompt, *((score.token_id, score) for score in said)], 0)
     return {"index": index, "text": echo + choice.text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _logprobs(llm: LLM, params: SamplingParams, scores: Sequence[Logprobs], offset: int) -> dict[str, Any]:
+def _logprobs(llm: LLM, params: SamplingParams, scored: Scored, offset: int) -> dict[str, Any]:
     """OpenAI's older shape. The chosen token is among the top ones even where it is none of the most likely."""
-    tokens = [wire.token_text(llm, score.token_id) for score in scores]
-    offsets = [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))]
+    tokens = [wire.token_text(llm, token_id) for token_id, _ in scored]
     tops = [
-        {wire.token_text(llm, token_id): wire.floor(value) for token_id, value in reversed(score.top)}
+        None
+        if score is None
+        else {wire.token_text(llm, token_id): wire.floor(value) for token_id, value in reversed(score.top)}
         | {token: wire.floor(score.logprob)}
-        for token, score in zip(tokens, scores, strict=True)
+        for token, (_, score) in zip(tokens, scored, strict=True)
     ]
     return {
         "tokens": tokens,
-        "token_logprobs": [wire.floor(score.logprob) for score in scores],
+        "token_logprobs": [None if score is None else wire.floor(score.logprob) for _, score in scored],
         "top_logprobs": tops if params.logprobs else None,
-        "text_offset": offsets,
+        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else [],
     }
 
 
@@ -141,7 +150,7 @@ async def _chunks(
     params: SamplingParams,
     head: dict[str, Any],
     echoes: list[str],
-    num_prompt: list[int],
+    prompts: list[list[int]],
     include_usage: bool,
 ) -> AsyncIterator[dict[str, Any]]:
     waiting = {number * params.n + sample: echo for number, echo in enumerate(echoes) for sample in range(params.n)}
@@ -157,11 +166,12 @@ async def _chunks(
             cached += piece.stats.cached_tokens
         text, waiting[index] = waiting[index] + piece.text, ""
         logprobs = None
-        if scores := wire.said(llm, params, piece.logprobs, reason):
-            logprobs = _logprobs(llm, params, scores, offsets[index])
+        scored: Scored = list(zip(prompts[index // params.n], piece.prompt_logprobs, strict=False))
+        if scored := [*scored, *((one.token_id, one) for one in wire.said(llm, params, piece.logprobs, reason))]:
+            logprobs = _logprobs(llm, params, scored, offsets[index])
             offsets[index] += sum(map(len, logprobs["tokens"]))
         if text or logprobs or reason:
             choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
             yield {**head, "choices": [choice], **more}
     if include_usage:
-        yield {**head, "choices": [], "usage": wire.usage(sum(num_prompt), written, cached)}
+        yield {**head, "choices": [], "usage": wire.usage(sum(map(len, prompts)), written, cached)}
