@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rm": ("tokenmill.cli.rm", "Remove models from this machine."),
     "push": ("tokenmill.cli.push", "Send a model to a registry."),
     "merge": ("tokenmill.cli.merge", "Fold adapters into a model and write it as a folder."),
+    "train": ("tokenmill.cli.train", "Train a model by a recipe: pretrain, sft, lora …"),
     "data": ("tokenmill.cli.data", "Look at training data as the model will see it."),
     "eval": ("tokenmill.cli.eval", "Measure a model."),
     "bench": ("tokenmill.cli.bench", "Measure speed on this machine."),

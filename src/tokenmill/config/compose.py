@@ -87,17 +87,17 @@ def compose(
         tree, name, source = _merged({}, compose_file(file, RECIPES)), file.stem, f"recipe {file.stem}"
     tree.setdefault("recipe", name)
     origins = dict.fromkeys(_leaves(tree), "recipe")
-    given = dict(values or {})
+    given = {key: value for name, part in (values or {}).items() for key, value in _flat(name, part)}
     for text in overrides:
         override = parse_override(text)
-        given[override.key_or_group] = override.value()
+        given |= _flat(override.key_or_group, override.value())
     for group in EXCLUSIVE:
         if any(given.get(key) is not None for key in group):
             tree = {key: value for key, value in tree.items() if key not in group}
             origins = {key: origin for key, origin in origins.items() if key not in group}
     for key, value in given.items():
         _put(tree, key, value, shorthand=True)
-        origins |= dict.fromkeys(_leaves_under(tree, key), "override")
+        origins[_shorthand(key, value)] = "override"
     checked = _checked(tree, source)
     return Composed(checked, {key: origins.get(key, "default") for key in _leaves(checked.model_dump())})
 
@@ -109,10 +109,8 @@ def _merged(into: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, *, shorthand: bool = False) -> None:
-    """Set a dotted key; a mapping is merged into what stands there, and ``data=FILE`` keeps the rest of ``data``."""
-    if shorthand and key == "data" and isinstance(value, str | list):
-        key = "data.path"
-    *parents, last = key.split(".")
+    """Set a dotted key; a mapping is merged into what stands there."""
+    *parents, last = (_shorthand(key, value) if shorthand else key).split(".")
     for parent in parents:
         if not isinstance(tree.get(parent), dict):
             tree[parent] = {}
@@ -135,10 +133,18 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _leaves_under(tree: Mapping[str, Any], key: str) -> list[str]:
-    leaves = list(_leaves(tree))
-    under = [leaf for leaf in leaves if leaf == key or leaf.startswith(f"{key}.")]
-    return under if key != "data" or len(under) > 1 else ["data.path"]
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A mapping by its dotted keys."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(f"{key}.{name}", item)
+    else:
+        yield key, value
+
+
+def _shorthand(key: str, value: Any) -> str:
+    """``data=FILE`` and ``data=[a, b]`` mean ``data.path``, and leave the rest of ``data`` as it is."""
+    return "data.path" if key == "data" and isinstance(value, str | list) else key
 
 
 # --- checking

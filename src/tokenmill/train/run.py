@@ -21,6 +21,7 @@ from tokenmill.core.device import pick_device, pick_dtype
 from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.data.corrupt import CorruptSpans, MaskTokens
 from tokenmill.data.loader import Collate, Loader
+from tokenmill.data.prepare import Progress
 from tokenmill.models import load_model
 from tokenmill.models.load import Model
 from tokenmill.models.resize import grow_vocabulary
@@ -62,6 +63,8 @@ def train(
     resume: Path | str | None = None,
     watchers: Sequence[Watcher] | None = None,
     samples: Samples | None = None,
+    planned: Callable[[Plan], None] | None = None,
+    progress: Progress | None = None,
     store: Store | None = None,
     **values: Any,
 ) -> RunResult:
@@ -69,7 +72,8 @@ def train(
 
     ``resume``: the folder of a run to go on with, from its latest checkpoint, instead of a recipe; overrides then
     change it (more ``steps``, another ``schedule``). ``watchers``: None takes those that the recipe names, without
-    progress bars. SIGTERM and Ctrl-C save and return.
+    progress bars. ``planned`` is told the plan before anything is trained, ``progress`` how far the data is read.
+    SIGTERM and Ctrl-C save and return.
 
     Raises:
         ConfigError: the recipe, the model or the data is not as it must be; all problems in one message.
@@ -85,7 +89,9 @@ def train(
         folder = None
         composed = recipe if isinstance(recipe, Composed) else compose(recipe, overrides, values=values)
     with world(pick_device(composed.recipe.device)) as processes:
-        plan = plan_run(composed, world_size=processes.size, store=store)
+        plan = plan_run(composed, world_size=processes.size, store=store, progress=progress)
+        if planned is not None:
+            planned(plan)
         return run_plan(plan, resume=folder, watchers=watchers, samples=samples, store=store, processes=processes)
 
 
