@@ -62,7 +62,7 @@ def train(
     elif sweep or sweep_optuna:
         _sweep(recipe, overrides, sweep or [], sweep_optuna or [], trials, as_json)
     else:
-        result = _train(recipe, overrides, resume, screen=not as_json)
+        result = _train(recipe, overrides, resume)
         if _first_process():
             emit(_result(result), as_json, _result_text(result))
 
@@ -85,7 +85,7 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _train(recipe: str, overrides: list[str], resume: Path | None = None, *, screen: bool) -> RunResult:
+def _train(recipe: str, overrides: list[str], resume: Path | None = None) -> RunResult:
     from tokenmill.config.compose import compose
     from tokenmill.config.run_config import read_run_config
     from tokenmill.evals.samples import samples_of
@@ -99,7 +99,7 @@ def _train(recipe: str, overrides: list[str], resume: Path | None = None, *, scr
             composed,
             overrides if resume is not None else (),
             resume=resume,
-            watchers=watchers(known, screen=screen),
+            watchers=watchers(known),
             samples=samples_of,
             progress=progress,
             planned=_announce,
@@ -228,7 +228,7 @@ def _sweep(recipe: str, overrides: list[str], grid: list[str], search: list[str]
 
     def run(more: list[str]) -> RunResult:
         note(f"run with {' '.join(more)}")
-        return _train(recipe, [*overrides, *more], screen=not as_json)
+        return _train(recipe, [*overrides, *more])
 
     where = {"out": Path(plain.out), "recipe": plain.recipe}
     if grid:
