@@ -4,7 +4,8 @@
 
 A load of BATCH requests that are sent at once and read as streams, against a batch of the same lengths in the bare
 engine: whole time against whole time, so that prompts, decoding, sampling, text, JSON, HTTP and the client that reads
-it are all in. Both keep their model loaded; each rests while the other runs. The last line is JSON; the exit status
+it are all in. Both keep their model loaded; each rests while the other runs. Processor time is shown beside it, of the
+server's process alone, since other work on the machine disturbs it least. The last line is JSON; the exit status
 is 1 where the overhead is 10 % or more.
 """
 
@@ -13,14 +14,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tokenmill.core.threads import bind_threads
 
 LIMIT = 0.10
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one side took; ``cpu_s`` of its process, all threads together."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far, from Linux' /proc."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
@@ -35,7 +52,7 @@ def main() -> int:
     given = parser.parse_args()
 
     from tokenmill import LLM
-    from tokenmill.cli.bench.serve import own_server
+    from tokenmill.cli.bench.serve import Running, own_server
     from tokenmill.evals.load import Target, run_load
     from tokenmill.evals.throughput import Shape, start, warm_up
     from tokenmill.evals.workload import Workload
@@ -44,35 +61,42 @@ def main() -> int:
     model = LLM(given.model).model
     warm_up(model)
 
-    def bare(seed: int) -> float:
+    def bare(seed: int) -> Spent:
         engine, requests = start(model, shape, seed)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         for _ in engine.run(requests):
             pass
-        return time.perf_counter() - began
+        return Spent(time.perf_counter() - began, time.process_time() - cpu)
 
-    def served(target: Target, seed: int) -> float:
+    def served(server: Running, seed: int) -> Spent:
         sizes = {"num_prompts": given.batch, "input_len": given.input_len, "output_len": given.output_len}
-        result = asyncio.run(run_load(target, Workload(**sizes, seed=seed).asks(float("inf"))))
+        target = Target(server.url, server.model, api_key=server.api_key)
+        asks = Workload(**sizes, vocab_size=model.config.vocab_size, seed=seed).asks(float("inf"))
+        assert server.pid is not None
+        cpu = cpu_seconds(server.pid)
+        result = asyncio.run(run_load(target, asks))
         figures = result.document()
         if figures["total_output_tokens"] != given.batch * given.output_len:
             raise SystemExit(f"not every answer has its full length: {figures['errors']}")
-        return result.duration
+        return Spent(result.duration, cpu_seconds(server.pid) - cpu)
 
-    with own_server(given.model) as (url, name, key):
-        target = Target(url, name, api_key=key)
-        served(target, given.rounds)  # warm
-        rounds = [(bare(seed), served(target, seed)) for seed in range(given.rounds)]
-    overhead = statistics.median(http / engine - 1 for engine, http in rounds)
+    rounds = []
+    with own_server(given.model) as server:
+        served(server, given.rounds)  # warm
+        for seed in range(given.rounds):
+            rounds.append((bare(seed), served(server, seed)))
+            print(f"round {seed}: engine {rounds[-1][0]}, server {rounds[-1][1]}", file=sys.stderr)
+    overhead = statistics.median(http.wall_s / engine.wall_s - 1 for engine, http in rounds)
     tokens = given.batch * given.output_len
     figures = {
         "batch": given.batch,
         "input_len": given.input_len,
         "output_len": given.output_len,
-        "engine_tok_s": tokens / statistics.median(engine for engine, _ in rounds),
-        "server_tok_s": tokens / statistics.median(http for _, http in rounds),
-        "rounds": [{"engine_s": engine, "server_s": http} for engine, http in rounds],
+        "engine_tok_s": tokens / statistics.median(engine.wall_s for engine, _ in rounds),
+        "server_tok_s": tokens / statistics.median(http.wall_s for _, http in rounds),
+        "rounds": [{"engine": asdict(engine), "server": asdict(http)} for engine, http in rounds],
         "overhead": overhead,
+        "cpu_overhead": statistics.median(http.cpu_s / engine.cpu_s - 1 for engine, http in rounds),
         "limit": LIMIT,
         "passed": overhead < LIMIT,
     }

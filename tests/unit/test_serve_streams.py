@@ -15,7 +15,7 @@ import pytest
 
 from fakes.tiny_llm import serving, tiny_app
 from tokenmill.engine import engine as engine_module
-from tokenmill.serve.replies import json_text, with_pings
+from tokenmill.serve.replies import EventStream, json_text
 
 ASK: Any = [{"role": "user", "content": "the cat"}]
 
@@ -48,27 +48,41 @@ async def counting(closed: list[bool], pause: float) -> AsyncGenerator[str]:
         closed.append(True)
 
 
-def test_pings_come_only_in_silence_and_change_nothing() -> None:
-    async def all_of(pause: float) -> list[str]:
-        return [text async for text in with_pings(counting([], pause), 0.02, "ping")]
+async def sent(stream: EventStream) -> list[str]:
+    """What a stream sends between its head and its end."""
+    messages: list[Any] = []
 
-    assert asyncio.run(all_of(0)) == ["0", "1", "2"]
-    slow = asyncio.run(all_of(0.1))
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    await stream.stream_response(send)
+    assert messages[0]["type"] == "http.response.start"
+    assert messages[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    return [message["body"].decode() for message in messages[1:-1]]
+
+
+def test_pings_come_only_in_silence_and_change_nothing() -> None:
+    assert asyncio.run(sent(EventStream(counting([], 0), 0.02, "ping"))) == ["0", "1", "2"]
+    slow = asyncio.run(sent(EventStream(counting([], 0.1), 0.02, "ping")))
     assert [text for text in slow if text != "ping"] == ["0", "1", "2"]
     assert slow.count("ping") >= 3
 
 
 @pytest.mark.parametrize("pause", [0, 10])
 def test_whoever_leaves_ends_the_work(pause: float) -> None:
-    """Both when the next event is awaited and when one was just given out."""
+    """Both when the next event is awaited and when one is being sent. No watch is left behind."""
     closed: list[bool] = []
 
+    async def stuck(message: Any) -> None:
+        if message["type"] == "http.response.body" and not pause:
+            await asyncio.sleep(10)
+
     async def leave() -> None:
-        stream = with_pings(counting(closed, pause), 0.01, "ping")
-        await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        task = asyncio.create_task(EventStream(counting(closed, pause), 0.01, "ping").stream_response(stuck))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(leave())
     assert closed == [True]
@@ -79,12 +93,8 @@ def test_an_error_in_the_stream_is_passed_on() -> None:
         yield "a"
         raise RuntimeError("planted")
 
-    async def read() -> None:
-        async for _ in with_pings(broken(), 1, "ping"):
-            pass
-
     with pytest.raises(RuntimeError, match="planted"):
-        asyncio.run(read())
+        asyncio.run(sent(EventStream(broken(), 1, "ping")))
 
 
 @pytest.mark.usefixtures("slow")

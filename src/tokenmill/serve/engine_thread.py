@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -47,8 +47,8 @@ class Ticket:
 
     def __init__(self, requests: Sequence[Request], prompt_tokens: Sequence[int], n: int) -> None:
         self.requests, self._prompt_tokens, self._n = requests, prompt_tokens, n
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
         self._open = len(requests)
 
     def __aiter__(self) -> Ticket:
@@ -57,7 +57,7 @@ class Ticket:
     async def __anext__(self) -> Piece:
         if not self._open:
             raise StopAsyncIteration
-        piece = await self._pieces.get()
+        piece = await self.pieces.get()
         if piece.finish_reason is not None:
             self._open -= 1
         if piece.error is not None and len(self.requests) == 1:
@@ -76,13 +76,28 @@ class Ticket:
         finally:
             self.cancel()
 
-    def put(self, pieces: Sequence[Piece]) -> None:
-        """Called by the worker's thread."""
+
+def hand_out(said: Mapping[Ticket, Sequence[Piece]]) -> None:
+    """Give tickets their pieces; called by the engine's thread.
+
+    A loop is woken once for all of them: each wake-up gives the interpreter away, and to get it back takes longer than
+    to make a token of a small model.
+    """
+    loops: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
+    for ticket in said:
+        loops.setdefault(ticket.loop, []).append(ticket)
+    for loop, tickets in loops.items():
         try:
-            for piece in pieces:
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+            loop.call_soon_threadsafe(_put, [(ticket, said[ticket]) for ticket in tickets])
         except RuntimeError:  # the loop has closed: nobody reads any more
-            self.cancel()
+            for ticket in tickets:
+                ticket.cancel()
+
+
+def _put(said: Sequence[tuple[Ticket, Sequence[Piece]]]) -> None:
+    for ticket, pieces in said:
+        for piece in pieces:
+            ticket.pieces.put_nowait(piece)
 
 
 class Live:
@@ -180,7 +195,7 @@ class EngineThread:
         for one in live:
             one.answer.request.error = one.answer.request.error or why
             one.answer.request.finish("error")
-            one.ticket.put([one.answer.ended()])
+            hand_out({one.ticket: [one.answer.ended()]})
         for _, future in calls:
             if not future.done():
                 future.set_exception(why)
@@ -214,8 +229,7 @@ class EngineThread:
                 pieces.append(one.answer.ended())
             if one.observer is not None and request.finish_reason is not None:
                 one.observer.finished(request.finish_reason, one.answer.stats)
-        for ticket, pieces in said.items():
-            ticket.put(pieces)
+        hand_out(said)
 
     def _admit(self, one: Live) -> None:
         request = one.answer.request

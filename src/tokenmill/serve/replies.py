@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Send
 
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
@@ -35,31 +36,50 @@ def reply(data: Any, status: int = 200, headers: dict[str, str] | None = None) -
     return Response(json_text(data), status, headers, media_type="application/json")
 
 
+class EventStream(StreamingResponse):
+    """Server-sent events, and a ping whenever none came for ``ping_s`` seconds. Its end in any way closes ``events``.
+
+    One task a stream watches the clock. A wait with a timeout for each event, which is the obvious way, took a quarter
+    of all that the server did at 16 streams.
+    """
+
+    def __init__(self, events: AsyncGenerator[str], ping_s: float, ping: str) -> None:
+        super().__init__(events, media_type=SSE, headers=_HEADERS)
+        self._events, self._ping_s, self._ping = events, ping_s, ping.encode()
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        clock = asyncio.get_running_loop().time
+        last = clock()
+
+        async def say(data: bytes) -> None:
+            nonlocal last
+            last = clock()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        async def watch() -> None:
+            while True:
+                if (pause := last + self._ping_s - clock()) > 0:
+                    await asyncio.sleep(pause)
+                else:
+                    await say(self._ping)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            async for event in self._events:
+                await say(event.encode())
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)  # a client that has gone is told of by the other task
+            await self._events.aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def sse(events: AsyncGenerator[str], ping_s: float, ping: str = SSE_PING) -> StreamingResponse:
     """Server-sent events; ``ping`` is sent after ``ping_s`` seconds without one. Closing it closes ``events``."""
-    return StreamingResponse(with_pings(events, ping_s, ping), media_type=SSE, headers=_HEADERS)
+    return EventStream(events, ping_s, ping)
 
 
 def ndjson(lines: AsyncIterator[str]) -> StreamingResponse:
     """Lines of JSON."""
     return StreamingResponse(lines, media_type=NDJSON, headers=_HEADERS)
-
-
-async def with_pings(events: AsyncGenerator[str], ping_s: float, ping: str) -> AsyncIterator[str]:
-    """``events``, and ``ping`` whenever none came for ``ping_s`` seconds."""
-    coming = asyncio.ensure_future(anext(events))
-    try:
-        while True:
-            done, _ = await asyncio.wait({coming}, timeout=ping_s)
-            if not done:
-                yield ping
-                continue
-            try:
-                event = coming.result()
-            except StopAsyncIteration:
-                return
-            yield event
-            coming = asyncio.ensure_future(anext(events))
-    finally:
-        if not coming.cancel():  # cancelling ends the generator too, unless it stands between two events
-            await events.aclose()

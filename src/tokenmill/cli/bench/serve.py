@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -84,8 +84,8 @@ def serve(
     plans = [(rate, load.asks(rate, burstiness)) for rate in rates]
     target = Target(url or "http://localhost", model, endpoint=endpoint, ignore_eos=ignore_eos)
     rows = []
-    with _server(model, url, api_key, {"--ctx-size": ctx_size, "--max-queue": max_queue}) as (address, name, key):
-        target = replace(target, url=address, model=name, api_key=key)
+    with _server(model, url, api_key, {"--ctx-size": ctx_size, "--max-queue": max_queue}) as server:
+        target = replace(target, url=server.url, model=server.model, api_key=server.api_key)
         for rate, asks in plans:
             with step_progress("requests") as progress:
                 result = asyncio.run(
@@ -115,11 +115,19 @@ def _rates(given: str) -> list[float]:
         raise UsageError(f"--request-rate takes numbers or inf with commas between, not {given!r}") from None
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that answers: its address, the model's name there, the key that opens it, its process if it is ours."""
+
+    url: str
+    model: str
+    api_key: str | None
+    pid: int | None = None
+
+
 @contextmanager
-def _server(
-    model: str, url: str | None, api_key: str | None, settings: dict[str, int | None]
-) -> Iterator[tuple[str, str, str | None]]:
-    """The server that is meant: its address, the model's name there, and the key that opens it."""
+def _server(model: str, url: str | None, api_key: str | None, settings: dict[str, int | None]) -> Iterator[Running]:
+    """The server that is meant."""
     flags = [word for flag, value in settings.items() if value is not None for word in (flag, str(value))]
     if url is None:
         with own_server(model, *flags) as found:
@@ -127,14 +135,14 @@ def _server(
     elif flags:
         raise UsageError(f"{flags[0]} is for the server that is started here; the one at --url has its own settings")
     else:
-        yield url.rstrip("/").removesuffix("/v1"), model, api_key
+        yield Running(url.rstrip("/").removesuffix("/v1"), model, api_key)
 
 
 @contextmanager
-def own_server(model: str, *flags: str) -> Iterator[tuple[str, str, str]]:
-    """``tokenmill serve`` on a free port with ``model`` loaded: its address, the model's name there, and a key.
+def own_server(model: str, *flags: str) -> Iterator[Running]:
+    """``tokenmill serve`` on a free port with ``model`` loaded, until the block ends.
 
-    The key is made for it, since the keys that are stored on this machine guard this server as well.
+    A key is made for it, since the keys that are stored on this machine guard this server as well.
     """
     import httpx
 
@@ -149,7 +157,7 @@ def own_server(model: str, *flags: str) -> Iterator[tuple[str, str, str]]:
                 raise TokenmillError(f"the server did not start (status {process.wait()}); its reason is above")
             url = json.loads(line)["url"]
             loaded = httpx.get(f"{url}/api/ps", headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=60)
-            yield url, loaded.json()["models"][0]["name"], key
+            yield Running(url, loaded.json()["models"][0]["name"], key, process.pid)
         finally:
             process.terminate()
 

@@ -1,0 +1,171 @@
+"""Writes docs/benchmarks.md and its plot from the files in results/. A test runs this and compares.
+
+python benchmarks/page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+COLOURS = {"tokenmill": "#2563eb", "llama.cpp": "#d97706", "vllm": "#7c3aed"}
+BAR, GAP, LEFT, WIDTH, RIGHT = 16, 10, 150, 420, 150
+
+INTRODUCTION = """\
+# Benchmarks
+
+<!-- Written by benchmarks/page.py from benchmarks/results/; change it there. -->
+
+Every figure stands beside a peer's that was taken in the same run: ours, then each peer's, then ours again, with the
+same weights, threads bound to the same cores, the same prompt and answer lengths. A ratio is taken within a round; the
+median of the rounds is shown. The roof is how fast the machine streams as many bytes as the weights have, measured in
+the same run, over the bytes that a token reads (weights, and the text so far in a cache of 16 bit); it bounds batch 1.
+llama.cpp is given the very file, and at batch 1 the better of its two benchmark tools counts. vLLM reads the same
+weights in bfloat16.
+"""
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file; empty where it was not measured."""
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def peers_section(results: dict[str, Any]) -> str:
+    """Every shape: ours, each peer's, and the ratios."""
+    lines = []
+    for row in results["rows"]:
+        shape = [row["format"], str(row["batch"]), f"{row['prompt_len']} + {row['gen_len']}"]
+        ours = [f"{row['prefill_tok_s']:.0f}", f"{row['decode_tok_s']:.1f}", "", "", _percent(row)]
+        lines.append([*shape, "**tokenmill**", *ours])
+        for name, peer in row["peers"].items():
+            rates = [f"{peer['prefill_tok_s']:.0f}", f"{peer['decode_tok_s']:.1f}"]
+            ratios = [f"{peer['prefill_ratio']:.2f}", f"{peer['decode_ratio']:.2f}"]
+            lines.append([*shape, name, *rates, *ratios, _percent(peer)])
+    header = [
+        "file",
+        "batch",
+        "tokens",
+        "program",
+        "prefill tok/s",
+        "decode tok/s",
+        "ours/its prefill",
+        "ours/its decode",
+    ]
+    return (
+        f"## {results['model']} beside llama.cpp and vLLM\n\n{conditions(results)}\n\n"
+        "![Tokens a second while writing](benchmarks-decode.svg)\n\n"
+        f"{table([*header, 'of the roof'], lines)}\n"
+    )
+
+
+def conditions(results: dict[str, Any]) -> str:
+    """What it was measured with. Rows that were taken on different machines or programs each say so."""
+    said = []
+    for row in results["rows"]:
+        machine = row["machine"]
+        programs = ", ".join(f"{peer['name']} {peer['version']}" for peer in row["programs"])
+        line = (
+            f"Measured on {machine['cpu']} ({', '.join(machine['features'])}), {row['threads']} threads, "
+            f"{machine['memory_gb']} GB, {machine['system']}; tokenmill {machine['tokenmill']} computing in "
+            f"{row['dtype']}, torch {machine['torch']}; {programs}."
+        )
+        said.append(line)
+    return "\n\n".join(dict.fromkeys(said))
+
+
+def _percent(figures: dict[str, Any]) -> str:
+    return f"{100 * figures['share_of_roof']:.0f} %" if "share_of_roof" in figures else ""
+
+
+def plot(results: dict[str, Any]) -> str:
+    """Horizontal bars of decoding speed, a group a shape, with a line at the roof where there is one."""
+    groups = []
+    for row in results["rows"]:
+        label = f"{row['format']}, batch {row['batch']}, {row['prompt_len']} + {row['gen_len']}"
+        bars = {"tokenmill": row["decode_tok_s"]} | {n: p["decode_tok_s"] for n, p in row["peers"].items()}
+        groups.append((label, bars, row.get("roof_tok_s")))
+    most = max(max([*bars.values(), roof or 0]) for _, bars, roof in groups)
+    parts, y = [], 30
+    for label, bars, roof in groups:
+        top = y
+        for name, value in bars.items():
+            length = WIDTH * value / most
+            parts.append(f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{COLOURS[name]}"/>')
+            parts.append(f'<text x="{LEFT + length + 6:.1f}" y="{y + 12}">{value:.1f} {name}</text>')
+            y += BAR + 2
+        parts.append(f'<text x="{LEFT - 8}" y="{(top + y) / 2 + 3:.1f}" text-anchor="end">{escape(label)}</text>')
+        if roof:
+            x = LEFT + WIDTH * roof / most
+            parts.append(f'<path d="M{x:.1f} {top - 3}V{y}" stroke="#dc2626" stroke-dasharray="3 2"/>')
+            parts.append(f'<text x="{x + 4:.1f}" y="{top - 4}" fill="#dc2626">roof {roof:.0f}</text>')
+        y += GAP + BAR
+    size = f'width="{LEFT + WIDTH + RIGHT}" height="{y}" viewBox="0 0 {LEFT + WIDTH + RIGHT} {y}"'
+    style = "font-family:sans-serif;font-size:11px;background:#fff"
+    title = f"Tokens a second while writing, {results['model']}"
+    head = f'<text x="8" y="14" font-weight="bold">{escape(title)}</text>'
+    body = "\n".join([head, *parts])
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}" role="img">\n{body}\n</svg>\n'
+
+
+def serving_section(overhead: dict[str, Any], promises: dict[str, dict[str, Any]]) -> str:
+    """What the server promises, and what was measured."""
+    rows = []
+    if overhead:
+        rates = f"{overhead['engine_tok_s']:.0f} tok/s in the engine, {overhead['server_tok_s']:.0f} over HTTP"
+        rows.append(
+            [
+                f"HTTP and scheduling at batch {overhead['batch']}",
+                f"less than {100 * overhead['limit']:.0f} % of the engine's time",
+                f"{100 * overhead['overhead']:.1f} %; {rates}",
+                _kept(overhead),
+            ]
+        )
+    if stall := promises.get("stall"):
+        pair = stall["rounds"][len(stall["rounds"]) // 2]
+        shown = f"{stall['ratio']:.2f}; {pair['p99_itl_ms']:.0f} ms and {pair['p99_itl_with_prompt_ms']:.0f} ms"
+        limit = f"at most {stall['limit']:.0f} times"
+        rows.append(
+            ["99th percentile between tokens of four streams while 4,000 tokens arrive", limit, shown, _kept(stall)]
+        )
+    if queue := promises.get("queue"):
+        refused = sum(queue["refused"].values())
+        shown = f"{queue['completed']} answered, {refused} refused, {queue['lost']} lost, {queue['wrong']} mixed up"
+        rows.append(["64 streams at once, a queue of 32", "each answered or refused", shown, _kept(queue)])
+    if prefix := promises.get("prefix"):
+        shown = f"{prefix['ratio']:.1f} times; {prefix['computed']} of {prefix['asked']} tokens computed"
+        limit = f"at least {prefix['limit']:.0f} times less"
+        rows.append(["200 prompts that share 1,000 tokens", limit, shown, _kept(prefix)])
+    return f"## The server under load\n\n{table(['what', 'promised', 'measured', ''], rows)}\n"
+
+
+def _kept(figures: dict[str, Any]) -> str:
+    return "kept" if figures["passed"] else "**missed**"
+
+
+def pages() -> dict[Path, str]:
+    """Every file that is generated, with what belongs into it."""
+    written, sections = {}, [INTRODUCTION]
+    if results := load("peers.json"):
+        sections.append(peers_section(results))
+        written[ROOT / "docs" / "benchmarks-decode.svg"] = plot(results)
+    overhead = load("overhead.json")
+    promises = {name: found for name in ("stall", "queue", "prefix") if (found := load(f"{name}.json"))}
+    if overhead or promises:
+        sections.append(serving_section(overhead, promises))
+    return written | {ROOT / "docs" / "benchmarks.md": "\n".join(sections)}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
