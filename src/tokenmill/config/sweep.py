@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tokenmill.config.compose import known_keys
 from tokenmill.config.hydra_compose import parse_override
@@ -55,7 +55,7 @@ def space(sweeps: Sequence[str]) -> list[Range]:
         key, value = override.key_or_group, override.value()
         if override.is_interval_sweep():
             log = "log" in value.tags
-            whole = isinstance(value.start, int) and isinstance(value.end, int)
+            whole = _takes_whole_numbers(known_keys()[key])
             ranges.append(Range(key, "int" if whole else "float", float(value.start), float(value.end), log))
         elif override.is_sweep_override():
             ranges.append(Range(key, "choice", choices=tuple(override.sweep_iterator())))
@@ -75,6 +75,16 @@ def _known(text: str) -> Any:
         near = did_you_mean(override.key_or_group, known)
         raise UsageError(f"{text!r}: no such key in a recipe{near}")
     return override
+
+
+def _takes_whole_numbers(kind: Any) -> bool:
+    """Whether a key is an integer and no other number."""
+    parts, members = [kind], set()
+    while parts:
+        part = parts.pop()
+        members.add(part)
+        parts += get_args(part)
+    return int in members and float not in members
 
 
 def _text(value: Any) -> str:
