@@ -65,7 +65,6 @@ class Answered:
     timing: Timing
     prompt_tokens: int
     cached_tokens: int = 0
-    text: str = ""
     error: str = ""
 
 
@@ -157,15 +156,13 @@ async def _answer(client: httpx.AsyncClient, target: Target, ask: Ask, began: fl
 
     start = time.perf_counter()
     arrivals: list[float] = []
-    pieces: list[str] = []
     usage: dict[str, Any] = {}
     error = ""
     try:
         async with client.stream("POST", ENDPOINTS[target.endpoint], json=target.body(ask)) as reply:
             async for event in _events(reply):
-                if text := _text(event):
+                if _text(event):
                     arrivals.append(time.perf_counter() - start)
-                    pieces.append(text)
                 usage = event.get("usage") or usage
     except httpx.HTTPError as problem:
         error = type(problem).__name__
@@ -175,7 +172,7 @@ async def _answer(client: httpx.AsyncClient, target: Target, ask: Ask, began: fl
     timing = Timing(tuple(arrivals), time.perf_counter() - start, len(arrivals) if count is None else count)
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     prompt_tokens = usage.get("prompt_tokens", len(ask.token_ids))
-    return Answered(start - began, timing, prompt_tokens, cached, "".join(pieces), error)
+    return Answered(start - began, timing, prompt_tokens, cached, error)
 
 
 async def _events(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
