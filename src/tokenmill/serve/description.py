@@ -11,11 +11,19 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
+from tokenmill.serve.replies import SSE
+
 OPEN = ("/health", "/health/live")
 Responses = dict[int | str, dict[str, Any]]
 NEVER: list[Any] = [None, False, "", [], {}]
 """What the value of a refused field may be, for then it asks for nothing."""
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+    "additionalProperties": False,
+}
 _REFUSALS = {
     400: "The request is wrong; the message names the field and what is allowed.",
     401: "A valid API key is needed.",
@@ -44,7 +52,8 @@ def refusals(shape: type[BaseModel]) -> Responses:
 
 def whole_or_streamed(shape: type[BaseModel], media_type: str, pieces: str) -> Responses:
     """An answer in one piece, or many as a stream of ``media_type``; ``pieces`` says what it consists of."""
-    stream = {"schema": {"type": "string", "description": pieces}}
+    schema = _EVENT if media_type == SSE else {"type": "string"}
+    stream = {"schema": {**schema, "description": pieces}}
     return {200: {"model": shape, "content": {media_type: stream}, "description": "The answer."}}
 
 

@@ -103,7 +103,7 @@ class Guard:
         except TokenmillError as error:
             await self.refuse(scope["path"], error)(scope, receive, tell)
         except Exception:
-            log.exception("request %s failed", request_id)
+            log.exception("request %s failed", request_id, extra={"fields": {"request_id": request_id}})
             if status:  # the reply has begun: only a broken connection tells the client now
                 raise
             problem = HTTPError(500, f"an internal error; the server's log has it under request id {request_id}")
@@ -175,10 +175,17 @@ class Guard:
         method = scope["method"] if scope["method"] in METHODS else "other"
         self.metrics.requests.labels(route or "none", method, str(status)).inc()
         state = scope["state"]
-        log.info(
-            "request_id=%s client=%s method=%s path=%r status=%d ms=%.0f",
-            *(state["request_id"], state["client"] or "-", scope["method"], scope["path"], status, 1000 * seconds),
-        )
+        fields = {
+            "request_id": state["request_id"],
+            "client": state["client"] or "-",
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "ms": round(1000 * seconds),
+        }
+        # quoted where a client wrote it, so that nobody can write lines of their own into the log
+        text = " ".join(f"{name}={value!r}" if name == "path" else f"{name}={value}" for name, value in fields.items())
+        log.info("%s", text, extra={"fields": fields})
 
 
 def _is_page(scope: Scope) -> bool:

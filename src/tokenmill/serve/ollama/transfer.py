@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import WithJsonSchema
 
-from tokenmill.core.errors import NotFoundError, StoreError, TokenmillError, UsageError
+from tokenmill.core.errors import FormatError, NotFoundError, StoreError, TokenmillError, UsageError
 from tokenmill.serve.description import whole_or_streamed
 from tokenmill.serve.ollama import fields, shapes
 from tokenmill.serve.ollama.access import check_may_change
@@ -211,7 +211,10 @@ def _create(store: Store, body: fields.Create, modelfile: Modelfile, progress: P
         base = body.from_ or _linked(store, Path(folder) / "model", body.files or {})
         adapters = [_linked(store, Path(folder) / "adapter", body.adapters)] if body.adapters else []
         text = write_modelfile(replace(modelfile, base=base, adapters=adapters))
-        store.create(body.model, text, Path(folder), progress, check_template=check_template)
+        try:
+            store.create(body.model, text, Path(folder), progress, check_template=check_template)
+        except FormatError as error:  # what the client sent is wrong; where it lies here is not the client's matter
+            raise UsageError(f"{error.where}: {error.problem}" if error.where else error.problem) from None
 
 
 def _linked(store: Store, folder: Path, files: dict[str, str]) -> str:

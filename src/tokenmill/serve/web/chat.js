@@ -234,7 +234,10 @@ function send() {
   if (!state.model) return notice("Choose a model first.");
   document.querySelectorAll("article.error").forEach((node) => node.remove());
   const message = { role: "user", content: text };
-  if (state.messages.at(-1)?.role === "user") state.messages.pop(); // the last one was never answered
+  if (state.messages.at(-1)?.role === "user") { // the last one was never answered
+    state.messages.pop();
+    [...document.querySelectorAll("article.user")].at(-1)?.remove();
+  }
   state.messages.push(message);
   article(message);
   $("prompt").value = "";
