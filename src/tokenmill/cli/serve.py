@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -60,9 +60,13 @@ def serve(
     private_cache: Annotated[
         bool, typer.Option("--private-cache", help="Share no computed prompts between keys: slower, and tells nothing.")
     ] = False,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option("--log-format", help="How the log on stderr is written.")
+    ] = "text",
     as_json: Json = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's, Ollama's and Anthropic's protocols on one port."""
+    from tokenmill.serve.log_format import log_as_json
     from tokenmill.serve.runner import serve as run
     from tokenmill.serve.settings import ServerSettings, key_hash, stored_key_hashes
 
@@ -79,6 +83,8 @@ def serve(
         max_queue=max_queue,
         private_cache=private_cache,
     )
+    if log_format == "json":
+        log_as_json()
     if "TOKENMILL_LOG" not in os.environ:
         logging.getLogger("tokenmill.serve").setLevel(logging.INFO)  # requests, loads and unloads are a server's news
     store = Store()
