@@ -77,7 +77,7 @@ def check(operation: schemathesis.APIOperation, mode: GenerationMode) -> None:
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=EXAMPLES or 3,
+        max_examples=EXAMPLES or 2,
         deadline=None,
         derandomize=not EXAMPLES,
         database=None,

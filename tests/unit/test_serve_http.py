@@ -287,6 +287,24 @@ def test_ps_and_stop(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert main(["ps"]) == 2
 
 
+def test_ps_and_stop_show_their_key(keyed: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("TOKENMILL_HOST", keyed)
+    monkeypatch.setenv("TOKENMILL_API_KEY", f"{KEY} a-second-one")  # `serve` takes several there
+    httpx.post(f"{keyed}/api/generate", json={"model": "tiny"}, headers={"x-api-key": KEY}, timeout=60)
+    assert main(["ps"]) == 0
+    assert "tiny:latest" in capsys.readouterr().out
+    assert main(["stop", "tiny"]) == 0
+    assert main(["ps", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"models": []}
+    for wrong in ("not-the-key", ""):
+        monkeypatch.setenv("TOKENMILL_API_KEY", wrong)
+        for words in (["ps"], ["stop", "tiny"]):
+            assert main(words) == 1
+            told = capsys.readouterr().err
+            assert "API key" in told
+            assert KEY not in told
+
+
 def test_told_to_stop_it_finishes_what_it_began(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "small", context=4096)
     command = [sys.executable, "-m", "tokenmill", "serve", str(folder), "--port", "0", "--json"]

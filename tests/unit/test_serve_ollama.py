@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -292,6 +291,8 @@ def test_paths_of_this_machine_are_never_taken(url: str, route: str, body: dict[
         ({"model": "tiny", "context": [99999]}, 400, "99999"),
         ({"model": "tiny", "raw": True, "system": "x"}, 400, "raw"),
         ({"model": "tiny", "template": "{{ .Nonsense }}"}, 400, "Nonsense"),
+        ({"model": "tiny", "suffix": "x"}, 400, "insert"),
+        ({"model": "tiny", "shift": True}, 400, "never dropped"),
     ],
 )
 def test_mistakes_have_a_status_and_a_reason(url: str, body: dict[str, Any], status: int, what: str) -> None:
@@ -424,11 +425,3 @@ def test_a_message_keeps_what_templates_can_show() -> None:
     assert list(told["tool_calls"][0]["function"]["arguments"]) == ["b", "a"]
     result = fields.Message(role="tool", content="3", tool_name="f").for_template()
     assert result == {"role": "tool", "content": "3", "name": "f"}
-
-
-def test_a_pull_over_http_is_told_line_by_line(url: str, tmp_path: Path) -> None:
-    """An address of this machine's own network is refused by the store, and the refusal arrives as a line."""
-    with httpx.stream("POST", f"{url}/api/pull", json={"model": "https://10.0.0.1/x.gguf"}, timeout=60) as answer:
-        told = [json.loads(line) for line in answer.iter_lines()]
-    assert "error" in told[-1]
-    assert not any(line.get("status") == "success" for line in told)
