@@ -13,6 +13,7 @@ import pytest
 from fakes.tiny_llm import serving, tiny_app, tiny_folder, tiny_store
 from tokenmill import LLM, SamplingParams
 from tokenmill.core.errors import NotFoundError
+from tokenmill.ops.batch_invariant import batch_invariant
 from tokenmill.serve import manager as manager_module
 from tokenmill.serve.entry import weights_of
 from tokenmill.serve.errors import BrokenModelError
@@ -211,3 +212,21 @@ def test_an_engine_that_cannot_be_started_again_says_why(store: Store, tmp_path:
         assert "cannot be used" in refused.text
         assert str(tmp_path) not in refused.text
         assert say(url, "other").status_code == 200
+
+
+def test_a_client_may_stand_back_but_not_push_ahead(store: Store, tmp_path: Path) -> None:
+    with serving(tiny_app(tmp_path, store=store)) as url:
+        body = {"model": "tiny", "prompt": "the cat", "max_tokens": 1}
+        assert httpx.post(f"{url}/v1/completions", json=body | {"priority": 5}, timeout=60).status_code == 200
+        refused = httpx.post(f"{url}/v1/completions", json=body | {"priority": -1}, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+
+
+def test_a_deterministic_server_loads_deterministic_engines(store: Store) -> None:
+    async def ask(manager: ModelManager) -> None:
+        for name in ("tiny", "short"):
+            worker = await manager.open(name)
+            assert worker.llm.engine._how is batch_invariant
+            assert len(await answer(worker)) == 4
+
+    managed(store, ask, deterministic=True)

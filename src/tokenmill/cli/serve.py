@@ -63,6 +63,9 @@ def serve(
     log_format: Annotated[
         Literal["text", "json"], typer.Option("--log-format", help="How the log on stderr is written.")
     ] = "text",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Same logits to the last bit, whoever else asks; slower.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's, Ollama's and Anthropic's protocols on one port."""
@@ -82,6 +85,7 @@ def serve(
         memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
         max_queue=max_queue,
         private_cache=private_cache,
+        deterministic=deterministic,
     )
     if log_format == "json":
         log_as_json()
@@ -92,7 +96,8 @@ def serve(
         models = [store.resolve(name, pull=True, progress=progress) for name in names or ()]
 
     def ready(url: str) -> None:
-        note(f"tokenmill serves on {url}; Ctrl-C stops it")
+        tell = logging.getLogger("tokenmill.serve").info if log_format == "json" else note
+        tell(f"tokenmill serves on {url}; Ctrl-C stops it")
         if as_json:
             print(json.dumps({"url": url, "models": [files.name for files in models]}), flush=True)
 

@@ -241,7 +241,13 @@ class ModelManager:
                 llm.engine.keep_pace()
             return llm
         try:
-            llm = LLM(files, device=self.settings.device, dtype=self.settings.dtype, ctx_size=ctx_size)
+            llm = LLM(
+                files,
+                device=self.settings.device,
+                dtype=self.settings.dtype,
+                ctx_size=ctx_size,
+                deterministic=self.settings.deterministic,
+            )
         except (FormatError, StoreError, OSError) as error:
             log.error("%s: %s", files.name, error)
             raise BrokenModelError(files.name) from error

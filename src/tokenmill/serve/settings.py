@@ -44,6 +44,8 @@ class ServerSettings:
     """Seconds without a word after which a stream of events says that it is alive."""
     drain_s: float = 60.0
     """Seconds that running requests have when the server is told to stop."""
+    deterministic: bool = False
+    """Logits that are the same to the last bit whatever else is in the batch; slower."""
     ctx_size: int | None = None
     dtype: str | None = None
     device: str | None = None

@@ -88,7 +88,8 @@ class Sampling(Strict):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
-    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    priority: int = Field(0, ge=0, lt=2**31)
+    """Who sends a larger number lets the others go first. Nobody can send one that puts them ahead."""
     cache_salt: str = Field("", max_length=256)
 
 
