@@ -180,7 +180,8 @@ def _length(
             horizon, why = derived.value, f" ({derived.reason})"
     epochs = found.values.get("epochs", recipe.epochs)
     seen = horizon or (splits.train.num_tokens * epochs if epochs else None)
-    batch = _batch(composed, found, parameters, seen, seq_len)
+    usual = sizes.horizon(recipe.size, parameters, splits.train.num_tokens).value if recipe.size is not None else 0
+    batch = _batch(composed, found, parameters, int(seen or usual), seq_len)
     micro = found.values.get("micro_batch", recipe.micro_batch)
     accumulate = recipe.accumulate or max(1, math.ceil(batch / (micro * seq_len * world_size)))
     rows = accumulate * micro * world_size
@@ -204,7 +205,7 @@ def _length(
     return int(found.values.get("steps") or recipe.steps or 1), accumulate
 
 
-def _batch(composed: Composed, found: Derivations, parameters: int, seen: float | None, seq_len: int) -> int:
+def _batch(composed: Composed, found: Derivations, parameters: int, tokens: int, seq_len: int) -> int:
     """Tokens of a step over all processes, and the micro-batch of a new model."""
     recipe = composed.recipe
     if recipe.accumulate is not None:
@@ -212,7 +213,7 @@ def _batch(composed: Composed, found: Derivations, parameters: int, seen: float 
     elif recipe.batch_tokens is not None:
         batch = recipe.batch_tokens
     elif recipe.size is not None:
-        derived = sizes.batch_tokens(parameters, int(seen or 2 * 10**9), seq_len)
+        derived = sizes.batch_tokens(parameters, tokens, seq_len)
         batch = found.put("batch_tokens", derived.value, derived.reason)
     else:
         batch = recipe.micro_batch * seq_len
