@@ -23,6 +23,8 @@ from tokenmill.train.watch_protocol import Sample
 
 if TYPE_CHECKING:
     from tokenmill.data.dataset import Dataset
+    from tokenmill.models.load import Model
+    from tokenmill.train.plan import Plan
 
 ROWS = 3
 """Held-out rows that are continued when the recipe names no prompts."""
@@ -92,3 +94,17 @@ def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
     if chat and tokenizer.chat_template is not None:
         return tokenizer.encode_chat([{"role": "user", "content": prompt}])
     return tokenizer.encode(prompt)
+
+
+def samples_of(model: Model, plan: Plan) -> Callable[[int], Iterable[Sample]] | None:
+    """What a plan asks for, as ``train.run`` takes it."""
+    recipe = plan.recipe
+    return sampler(
+        model.network,
+        plan.tokenizer,
+        recipe.sample_prompts,
+        chat=recipe.objective == "sft",
+        max_tokens=recipe.sample_tokens,
+        seed=recipe.seed,
+        held_out=plan.splits.eval,
+    )
