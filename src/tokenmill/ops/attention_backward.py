@@ -2,8 +2,8 @@
 
 torch's own one for CPUs takes seven times as long as its forward pass, and keeps keys and values repeated for every
 query head. This keeps queries, keys and values as they are, and computes a block's probabilities again (as in
-FlashAttention, Dao et al. 2022). Scores and softmax are in float32; the three products that give gradients are in the
-inputs' dtype. Axes as in ``ops/attention.py``, and B a block of queries, G query heads of one key/value head.
+FlashAttention, Dao et al. 2022). All of it is in float32, which for matrices this small is no slower than bfloat16 with
+its conversions. Axes as in ``ops/attention.py``, and B a block of queries, G query heads of one key/value head.
 """
 
 from __future__ import annotations
@@ -59,24 +59,23 @@ def _document(
     window: int | None,
 ) -> None:
     """Fill one document's gradients of queries, keys and values."""
-    length, kv_heads, size = k_QKD.shape
+    length, kv_heads, _ = k_QKD.shape
     wide = torch.float64 if q_QHD.dtype == torch.float64 else torch.float32
-    keys, values = (t.transpose(0, 1) for t in (k_QKD, v_QKD))  # [K, Q, D]
-    keys_wide, values_wide = keys.to(wide), values.to(wide)
-    d_keys, d_values = (torch.zeros(kv_heads, length, size, dtype=wide, device=keys.device) for _ in range(2))
+    keys, values = (t.transpose(0, 1).to(wide, memory_format=torch.contiguous_format) for t in (k_QKD, v_QKD))
+    d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)  # [K, Q, D]
     for begin in range(0, length, QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, length)
         first = 0 if window is None else max(0, begin - window + 1)
-        q_KND, d_out_KND = (_by_kv_head(t[begin:end], kv_heads) for t in (q_QHD, d_out_QHD))  # N = G * B
-        scores = (q_KND.to(wide) * scale) @ keys_wide[:, first:end].transpose(1, 2)
+        q_KND, d_out_KND = (_by_kv_head(t[begin:end].to(wide), kv_heads) for t in (q_QHD, d_out_QHD))  # N = G * B
+        scores = torch.bmm(q_KND * scale, keys[:, first:end].transpose(1, 2))
         _hide(scores.unflatten(1, (-1, end - begin)), begin, first, window)
         p = torch.softmax(scores, -1)
-        d_p = d_out_KND.to(wide) @ values_wide[:, first:end].transpose(1, 2)
-        d_values[:, first:end] += p.to(keys.dtype).transpose(1, 2) @ d_out_KND
+        d_p = torch.bmm(d_out_KND, values[:, first:end].transpose(1, 2))
+        d_values[:, first:end].baddbmm_(p.transpose(1, 2), d_out_KND)
         d_p -= (p * d_p).sum(-1, keepdim=True)
-        d_scores = p.mul_(d_p).mul_(scale).to(keys.dtype)
-        d_keys[:, first:end] += d_scores.transpose(1, 2) @ q_KND
-        d_q_KGBD = (d_scores @ keys[:, first:end]).unflatten(1, (-1, end - begin))
+        d_scores = p.mul_(d_p).mul_(scale)
+        d_keys[:, first:end].baddbmm_(d_scores.transpose(1, 2), q_KND)
+        d_q_KGBD = torch.bmm(d_scores, keys[:, first:end]).unflatten(1, (-1, end - begin))
         gradients[0][begin:end] = d_q_KGBD.flatten(0, 1).transpose(0, 1)
     gradients[1].copy_(d_keys.transpose(0, 1))
     gradients[2].copy_(d_values.transpose(0, 1))
@@ -90,9 +89,11 @@ def _by_kv_head(x_BHD: Tensor, kv_heads: int) -> Tensor:
 def _hide(scores_KGBS: Tensor, begin: int, first: int, window: int | None) -> None:
     """-inf where a key is in the future of its query or has left its window."""
     block, keys = scores_KGBS.shape[-2:]
+    # Without a window only the last keys, the block's own, can be in the future of a query
+    looked_at = block if window is None else keys
     queries_B1 = torch.arange(begin, begin + block, device=scores_KGBS.device)[:, None]
-    distance_BS = queries_B1 - torch.arange(first, first + keys, device=scores_KGBS.device)
+    distance_BS = queries_B1 - torch.arange(begin + block - looked_at, begin + block, device=scores_KGBS.device)
     hidden_BS = distance_BS < 0
     if window is not None:
         hidden_BS |= distance_BS >= window
-    scores_KGBS.masked_fill_(hidden_BS, float("-inf"))
+    scores_KGBS[..., keys - looked_at :].masked_fill_(hidden_BS, float("-inf"))

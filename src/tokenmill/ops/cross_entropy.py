@@ -25,8 +25,8 @@ from tokenmill.ops.registry import Op
 
 IGNORED = -100
 """The label of a token without a loss, as torch and Hugging Face have it."""
-CHUNK_VALUES = 1 << 25
-"""Scores held at once: 64 MiB in bfloat16. Products of fewer rows are slower, and more of them read the weights."""
+CHUNK_VALUES = 1 << 24
+"""Scores held at once: 32 MiB in bfloat16. Products of fewer rows are slower, and more of them read the weights."""
 CACHE_VALUES = 1 << 19
 """Scores that a CPU takes through the softmax together, so that its passes over them stay in the cache."""
 
@@ -127,20 +127,28 @@ class _Chunked(torch.autograd.Function):
         d_bias_V = torch.zeros(len(weight_VC), dtype=wide, device=weight_VC.device) if needs_bias else None
         nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wide)
         lse_N = torch.empty_like(nll_N)
-        for rows in _chunks(len(hidden_NC), CHUNK_VALUES // len(weight_VC)):
+        # One buffer for all chunks: a fresh one of this size costs as much in page faults as the product takes
+        most = max(1, CHUNK_VALUES // len(weight_VC))
+        buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
+        product_VC = torch.empty_like(weight_VC) if needs_weight and weight_VC.dtype != wide else None
+        for rows in _chunks(len(hidden_NC), most):
             hidden_RC = hidden_NC[rows]
-            scores_RV = linear(hidden_RC, weight_VC, bias_V)
+            scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
+            if bias_V is not None:
+                scores_RV += bias_V
             wanted = needs_hidden or needs_weight or needs_bias
             _softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, wanted)
             if d_hidden_NC is not None:
                 torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
-            if d_weight_VC is not None:
-                d_weight_VC += scores_RV.t() @ hidden_RC
+            if d_weight_VC is not None and product_VC is not None:
+                d_weight_VC += torch.mm(scores_RV.t(), hidden_RC, out=product_VC)
+            elif d_weight_VC is not None:
+                d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
             if d_bias_V is not None:
                 d_bias_V += scores_RV.sum(0, dtype=wide)
         penalty = z_loss * lse_N.square().sum()
         ctx.d_hidden_NC = d_hidden_NC
-        ctx.d_weight_VC = None if d_weight_VC is None else d_weight_VC.to(weight_VC.dtype)
+        ctx.d_weight_VC = d_weight_VC if product_VC is None or d_weight_VC is None else product_VC.copy_(d_weight_VC)
         ctx.d_bias_V = None if d_bias_V is None or bias_V is None else d_bias_V.to(bias_V.dtype)
         ctx.mark_non_differentiable(nll_N, penalty)
         return nll_N.sum() + penalty, nll_N, penalty
