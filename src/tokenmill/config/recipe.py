@@ -115,8 +115,6 @@ class Recipe(Part):
     """What is computed in; derived: bfloat16 where the machine is fast at it, else float32. float16 scales losses."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: about a third more work, memory of one layer."""
-    compile: bool = False
-    """torch.compile; pays from some minutes of training on."""
     device: str | None = None
     """cpu, cuda, cuda:1; derived: CUDA where there is one."""
     workers: Annotated[int, Field(ge=0)] = 0
