@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from fakes.tiny_llm import tiny_folder
 from tokenmill import LLM, SamplingParams
 from tokenmill.adapt import (
     adapt,
@@ -22,6 +24,7 @@ from tokenmill.adapt import (
     switch_of,
     virtual_ids,
 )
+from tokenmill.cli.app import main
 from tokenmill.config.parts import AdapterConfig
 from tokenmill.core.errors import ConfigError, FormatError, UsageError
 from tokenmill.engine.generate import generate
@@ -305,6 +308,50 @@ def test_a_prompt_that_is_not_what_it_says(key: str, value: Any, message: str, b
         load_adapter(load_model(base, dtype="float32"), tmp_path / "adapter")
 
 
-def test_llm_takes_it_is_facade(base: Path) -> None:
-    """What is exported stays exported: the facade is imported by programs."""
-    assert LLM.__init__.__annotations__["adapter"]
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer, and adapters for it."""
+    folder = tmp_path_factory.mktemp("home")
+    tiny_folder(folder / "model")
+    trained(folder / "model", folder / "lora", AdapterConfig(rank=2), seed=1)
+    trained(folder / "model", folder / "packed", AdapterConfig(rank=2), seed=2, packed=True)
+    trained(folder / "model", folder / "prompt", AdapterConfig(kind="prompt", virtual_tokens=3), seed=3)
+    return folder
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.mark.parametrize("names", [["lora"], ["packed"], ["lora", "lora"]])
+def test_merge_says_what_base_and_adapter_say(names: list[str], home: Path, tmp_path: Path, capsys: Any) -> None:
+    adapters = [str(home / name) for name in names]
+    out = tmp_path / "merged"
+    assert main(["merge", str(home / "model"), *adapters, "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["out"] == str(out)
+    beside = LLM(home / "model", adapter=adapters, dtype="float32")
+    assert (
+        LLM(out, dtype="float32").generate("the cat", GREEDY).token_ids == beside.generate("the cat", GREEDY).token_ids
+    )
+    assert main(["merge", str(home / "model"), *adapters, "--out", str(out)]) == 2  # it is there already
+
+
+def test_a_prompt_is_served_beside_the_model_and_never_merged(home: Path, tmp_path: Path, capsys: Any) -> None:
+    llm = LLM(home / "model", adapter=[home / "lora", home / "prompt"], dtype="float32")
+    assert llm.virtual == [320, 321, 322]
+    many = llm.generate(["the cat", "hello there"], GREEDY)
+    assert [one.token_ids for one in many] == [llm.generate(t, GREEDY).token_ids for t in ("the cat", "hello there")]
+    assert many[0].token_ids != LLM(home / "model", dtype="float32").generate("the cat", GREEDY).token_ids
+    [score] = llm.score(["the cat sat"])
+    assert all(token < 320 for token in score.token_ids)
+    assert main(["merge", str(home / "model"), str(home / "prompt"), "--out", str(tmp_path / "no")]) == 1
+    assert "learned input, not a change of weights" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_run_takes_several_adapters(home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    arguments = ["run", str(home / "model"), "the cat", "--local", "--temperature", "0", "--max-tokens", "5"]
+    assert main([*arguments, "--adapter", str(home / "lora"), "--adapter", str(home / "prompt")]) == 0
+    assert main([*arguments, "--adapter", "nowhere"]) == 1
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
