@@ -65,6 +65,9 @@ def run(
     adapter: Annotated[str | None, typer.Option(metavar="PATH", help="A PEFT or GGUF adapter to put on it.")] = None,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Context in tokens; by default the model's own.")] = None,
     nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not wrap words on a terminal.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Same logits to the last bit, whatever runs beside; slower.")
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="Run here, even if a server is running.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +91,7 @@ def run(
         wordwrap=not nowordwrap,
         adapter=adapter,
         local=local,
+        deterministic=deterministic,
     )
     text = full_prompt(" ".join(prompt) if prompt is not None else None)
     if text is not None:
@@ -154,7 +158,13 @@ def open_model(session: Session) -> LLM | ServedModel:
         with waiting(f"loading {session.model}"), PullProgress() as progress:
             from tokenmill import LLM
 
-            return LLM(session.model, adapter=session.adapter, ctx_size=session.ctx_size, progress=progress)
+            return LLM(
+                session.model,
+                adapter=session.adapter,
+                ctx_size=session.ctx_size,
+                deterministic=session.deterministic,
+                progress=progress,
+            )
     finally:
         gc.enable()
 

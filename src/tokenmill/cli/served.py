@@ -1,8 +1,8 @@
 """A model of a running server, with as much of LLM's surface as ``run`` uses: no weights, no torch, no waiting.
 
 ``run`` asks the server where there is one of ours that has the model. What a server cannot do for it (an adapter, a
-larger context than it serves) is done in this process, and the person is told why. The MESSAGE turns of a model stay
-with the server, which puts them before every conversation.
+larger context than it serves, determinism) is done in this process, and the person is told why. The MESSAGE turns of
+a model stay with the server, which puts them before every conversation.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def find(session: Session) -> ServedModel | None:
 def _asked(session: Session) -> ServedModel:
     if session.adapter:
         raise UsageError("it takes no adapter from a caller")
+    if session.deterministic:
+        raise UsageError("whether it is deterministic was said when it was started")
     shown = ask("POST", "/api/show", {"model": session.model})
     most = ask("GET", f"/v1/models/{session.model}")["max_model_len"]
     if most is None or (session.ctx_size or 0) > most:

@@ -39,6 +39,8 @@ class Session:
     adapter: str | None = None
     local: bool = False
     """Load models in this process, whatever servers there are."""
+    deterministic: bool = False
+    """The same logits to the last bit, whatever else is computed beside."""
 
     @property
     def ctx_size(self) -> int | None:
