@@ -121,13 +121,15 @@ class Loop:
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. Raises FormatError where it does not fit."""
         self._restore(read_checkpoint(path))
-        self.checkpoints.forget_after(self.progress.step)
+        if self.world.rank == 0:
+            self.checkpoints.forget_after(self.progress.step)
 
     def run(self, stop: StopRequest | None = None) -> RunEnd:
         """Train to the schedule's end, or until ``stop`` is asked for; a stopped run has a checkpoint of this step."""
         stop = stop or StopRequest()
         with ExitStack() as stack:
             stack.callback(self.gradients.close)
+            stack.callback(self.checkpoints.wait)  # a run that fails still has what it was writing
             stack.callback(self.network.train, self.network.training)
             stack.enter_context(_random_state_kept(self.device))
             if self.settings.checkpointing:
