@@ -350,7 +350,7 @@ def test_a_prompt_is_served_beside_the_model_and_never_merged(home: Path, tmp_pa
 
 
 def test_run_takes_several_adapters(home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     arguments = ["run", str(home / "model"), "the cat", "--local", "--temperature", "0", "--max-tokens", "5"]
     assert main([*arguments, "--adapter", str(home / "lora"), "--adapter", str(home / "prompt")]) == 0
     assert main([*arguments, "--adapter", "nowhere"]) == 1

@@ -180,13 +180,13 @@ class TestHost:
         return StoreHost(session, open_model)
 
     def test_load_begins_anew(self) -> None:
-        session = Session(model="a", options={"temperature": 0.1}, adapter="x")
+        session = Session(model="a", options={"temperature": 0.1}, adapters=["x"])
         other = FakeLLM(files=ModelFiles(name="b", path=Path("b"), system="S"))
         host = self.host(session, a=FakeLLM(), b=other)
         session.messages.append({"role": "user", "content": "old"})
         host.load("b")
         assert host.llm is other
-        assert (session.model, session.system, session.options, session.adapter) == ("b", "S", {}, None)
+        assert (session.model, session.system, session.options, session.adapters) == ("b", "S", {}, [])
         assert session.messages == []
 
     def test_a_load_that_fails_changes_nothing(self) -> None:

@@ -28,7 +28,9 @@ def ppl(
     model: Annotated[str, typer.Option(help="The model; pulled when it is missing.")],
     text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
     ctx: Annotated[int, typer.Option(min=2, help="Window in tokens; the second half of each window is scored.")] = 512,
-    adapter: Annotated[str | None, typer.Option(metavar="PATH", help="A PEFT or GGUF adapter to put on it.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="An adapter to put on it, PEFT or GGUF; may be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Perplexity of a text, by windows as llama-perplexity takes them, so that figures compare."""

@@ -62,7 +62,9 @@ def run(
         str | None, typer.Option(metavar="json|SCHEMA", help="Answer in JSON: any, or by a JSON schema (text or file).")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print durations and rates to stderr.")] = False,
-    adapter: Annotated[str | None, typer.Option(metavar="PATH", help="A PEFT or GGUF adapter to put on it.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="An adapter to put on it, PEFT or GGUF; may be repeated.")
+    ] = None,
     ctx_size: Annotated[int | None, typer.Option(min=1, help="Context in tokens; by default the model's own.")] = None,
     nowordwrap: Annotated[bool, typer.Option("--nowordwrap", help="Do not wrap words on a terminal.")] = False,
     deterministic: Annotated[
@@ -89,7 +91,7 @@ def run(
         format=parse_format(format),
         verbose=verbose,
         wordwrap=not nowordwrap,
-        adapter=adapter,
+        adapters=adapter or [],
         local=local,
         deterministic=deterministic,
     )
@@ -160,7 +162,7 @@ def open_model(session: Session) -> LLM | ServedModel:
 
             return LLM(
                 session.model,
-                adapter=session.adapter,
+                adapter=session.adapters,
                 ctx_size=session.ctx_size,
                 deterministic=session.deterministic,
                 progress=progress,

@@ -127,7 +127,7 @@ def find(session: Session) -> ServedModel | None:
 
 
 def _asked(session: Session) -> ServedModel:
-    if session.adapter:
+    if session.adapters:
         raise UsageError("it takes no adapter from a caller")
     if session.deterministic:
         raise UsageError("whether it is deterministic was said when it was started")

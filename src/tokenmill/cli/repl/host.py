@@ -32,12 +32,12 @@ class StoreHost:
 
     def load(self, name: str) -> None:
         """Load another model; the conversation, its system message and what was set for the old model end."""
-        before = self._session.model, self._session.options, self._session.adapter
-        self._session.model, self._session.options, self._session.adapter = name, {}, None
+        before = self._session.model, self._session.options, self._session.adapters
+        self._session.model, self._session.options, self._session.adapters = name, {}, []
         try:
             self.llm = self._open(self._session)
         except BaseException:
-            self._session.model, self._session.options, self._session.adapter = before
+            self._session.model, self._session.options, self._session.adapters = before
             raise
         self._session.system, self._session.messages = None, []
         self._session.adopt(self.llm.files)
@@ -70,7 +70,7 @@ def session_modelfile(session: Session) -> str:
             base=session.model,
             system=session.system,
             parameters=session.options,
-            adapters=[str(Path(session.adapter).resolve())] if session.adapter else [],
+            adapters=[str(Path(adapter).resolve()) for adapter in session.adapters],
             messages=session.messages,
         )
     )

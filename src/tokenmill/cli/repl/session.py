@@ -36,7 +36,7 @@ class Session:
     verbose: bool = False
     wordwrap: bool = True
     history: bool = True
-    adapter: str | None = None
+    adapters: list[str] = field(default_factory=list)
     local: bool = False
     """Load models in this process, whatever servers there are."""
     deterministic: bool = False
