@@ -31,7 +31,8 @@ class Lora(Adapter):
 
     def after(self, x: Tensor, y: Tensor, plain: Tensor, base: LinearLayer) -> Tensor:
         del plain, base
-        x = F.dropout(x, self.dropout, self.training)
+        if self.training and self.dropout:
+            x = F.dropout(x, self.dropout)
         added: Tensor = AddProduct.apply(y, x, self.a, self.b, self.scale)
         return added
 
