@@ -307,7 +307,7 @@ def test_ps_and_stop_show_their_key(keyed: str, monkeypatch: pytest.MonkeyPatch,
 
 def test_told_to_stop_it_finishes_what_it_began(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "small", context=4096)
-    command = [sys.executable, "-m", "tokenmill", "serve", str(folder), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "tokenmill", "serve", str(folder), "--port", "0", "--json", "--log-format", "json"]
     env = {**os.environ, "TOKENMILL_HOME": str(tmp_path / "home")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
@@ -322,7 +322,10 @@ def test_told_to_stop_it_finishes_what_it_began(tmp_path: Path) -> None:
         assert list(stream)[-1]["done"] is True
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0, log
-    assert "Traceback" not in log
+    told = [json.loads(line) for line in log.splitlines()]  # every line
+    assert "serves on" in told[0]["message"] or "loaded" in told[0]["message"]
+    assert {"/api/generate", "/api/tags"} <= {line.get("path") for line in told}
+    assert not any("exception" in line for line in told)
 
 
 def test_a_port_that_is_taken_is_said_before_models_are_loaded(capsys: pytest.CaptureFixture[str]) -> None:
