@@ -81,8 +81,11 @@ class Shape(Part):
     vocab_size: Count | None = None
     """Rows of the embedding; derived: the tokenizer's size, rounded up to a multiple of 64."""
     hidden_size: Count | None = None
+    """Width: features of a token between layers."""
     num_layers: Count | None = None
+    """Depth."""
     num_heads: Count | None = None
+    """Attention heads of a layer."""
     num_kv_heads: Count | None = None
     """Fewer than ``num_heads`` shares keys and values between heads."""
     mlp_size: Count | None = None
@@ -90,6 +93,7 @@ class Shape(Part):
     max_position: Count | None = None
     """Longest context, in tokens; derived from ``seq_len``."""
     rope_theta: Positive = 10000.0
+    """Base of the rotary frequencies (RoFormer: 10,000; larger for long contexts)."""
     tied_embeddings: bool = True
     """The output matrix is the embedding: at small sizes it would be half of the model."""
     init_std: Positive = 0.02
@@ -101,6 +105,7 @@ class AdapterConfig(Part):
     """A small trainable part over a frozen model."""
 
     kind: Literal["lora", "dora", "prefix", "prompt", "ia3", "bottleneck"] = "lora"
+    """What is put beside the model's layers; see the recipes of these names."""
     rank: Count = 16
     """LoRA, DoRA: columns of A and rows of B."""
     alpha: Positive = 32.0

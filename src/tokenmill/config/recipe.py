@@ -53,7 +53,9 @@ class Recipe(Part):
     vocab_size: Count | None = None
     """Tokens of a tokenizer that is trained on the data; derived from ``size``."""
     data: DataConfig = Field(default_factory=DataConfig)
+    """What is learned from."""
     corrupt: CorruptConfig = Field(default_factory=CorruptConfig)
+    """How text is spoiled for mlm and span."""
     adapter: AdapterConfig | None = None
     """Train only this part; None trains all weights."""
     quantize: Literal["nf4"] | None = None
@@ -93,6 +95,7 @@ class Recipe(Part):
     )
     """Of AdamW (GPT-3, OLMo)."""
     eps: Positive = 1e-8
+    """Of AdamW: added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """Decoupled; never on embeddings, biases, norms (OLMo)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
