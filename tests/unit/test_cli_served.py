@@ -134,7 +134,7 @@ def test_what_the_server_cannot_do_is_done_here_and_said(
         monkeypatch.setenv(name, value)
     name, *options = words
     with pytest.raises(AssertionError, match="in this process"):
-        verb.open_model(Session(model=name, adapter="x" if "--adapter" in options else None, options=_size(options)))
+        verb.open_model(Session(model=name, adapters=["x"] if "--adapter" in options else [], options=_size(options)))
     told = capsys.readouterr().err
     assert "running in this process" in told
     assert why in told
@@ -219,6 +219,29 @@ def test_leaving_an_answer_ends_the_servers_work(app: FastAPI) -> None:
             break
         time.sleep(0.01)
     assert not loaded.worker.busy
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([("a", ""), ("b", ""), ("", "c"), ("", "d")], "<think>\nab\n</think>\n\ncd"),
+        ([("a", "c"), ("", "d")], "<think>\na\n</think>\n\ncd"),
+        ([("a", "")], "<think>\na\n</think>\n\n"),
+        ([("", "c")], "c"),
+    ],
+)
+def test_thinking_stays_in_the_text(parts: list[tuple[str, str]], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server tells it apart; in this process it is part of the text."""
+    said: list[dict[str, Any]] = [
+        {"message": {"content": content, **({"thinking": thought} if thought else {})}, "done": False}
+        for thought, content in parts
+    ]
+    counts = dict.fromkeys(("prompt_eval_count", "eval_count"), 1)
+    times = dict.fromkeys(("prompt_eval_duration", "eval_duration", "load_duration", "total_duration"), 1)
+    said.append({"message": {"content": ""}, "done": True, "done_reason": "stop", **counts, **times})
+    monkeypatch.setattr("tokenmill.cli.served.lines", lambda path, body: iter(said))
+    model = ServedModel("m", {"template": "x", "parameters": ""}, 512)
+    assert "".join(piece.text for piece in model.stream([], model.settings({}))) == text
 
 
 def test_asking_a_server_imports_no_torch() -> None:

@@ -94,10 +94,12 @@ class ServedModel:
         thinking = False
         for line in said:
             message = line.get("message") or {"content": line.get("response", "")}
-            thought = message.get("thinking", "")
+            thought, content = message.get("thinking", ""), message["content"]
             text = ("<think>\n" if thought and not thinking else "") + thought
-            text += ("\n</think>\n\n" if thinking and message["content"] else "") + message["content"]
-            thinking = bool(thought) or (thinking and not message["content"])
+            thinking = thinking or bool(thought)
+            if thinking and (content or line["done"]):
+                text, thinking = text + "\n</think>\n\n", False
+            text += content
             yield ServedPiece(text, line["done_reason"], _stats(line)) if line["done"] else ServedPiece(text)
 
     def show(self, what: str) -> str:
