@@ -28,7 +28,7 @@ SIZES = {
 """Parameters, embedding included, that a name stands for."""
 
 TOKENS_PER_PARAMETER = 20
-TINY_TOKENS_PER_PARAMETER = 3
+TINY_TOKENS_PER_PARAMETER = 2
 MOST_PASSES = 4
 HEAD_DIM = 64
 
