@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tokenmill.adapt.layers import AdaptedEmbedding, AdaptedLinear
+from tokenmill.adapt.note import TRAINED_OVER
 from tokenmill.adapt.places import switch_of
 from tokenmill.core.errors import ConfigError
 from tokenmill.models import Model
@@ -34,7 +35,7 @@ def merge_adapter(model: Model) -> int:
             _replace(network, ours, table.train(module.training))
             changed += 1
     for ours, module in list(network.named_modules()):
-        if isinstance(module, LinearLayer) and not isinstance(module, Linear):
+        if isinstance(module, LinearLayer) and module.quantization in TRAINED_OVER:
             _replace(network, ours, _linear(module.dense(), module.bias, module.training))
     if getattr(network, "prompt", None) is not None:
         network.prompt = None

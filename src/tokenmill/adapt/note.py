@@ -14,6 +14,8 @@ from typing import Any
 from tokenmill.core.errors import FormatError
 
 FILE = "tokenmill.json"
+TRAINED_OVER = ("nf4", "nf4-double")
+"""Number formats that adapters are trained over; layers packed for serving have others, and are left alone."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def read_note(folder: Path) -> BaseNote:
         note = BaseNote(**raw)
     except (OSError, ValueError, TypeError) as error:
         raise FormatError(path, "", f"is no note about an adapter's base: {error}") from error
-    if note.quantization not in (None, "nf4", "nf4-double"):
+    if note.quantization not in (None, *TRAINED_OVER):
         raise FormatError(path, "quantization", f"{note.quantization!r} is not known; nf4 and nf4-double are")
     if note.vocab_size is not None and (type(note.vocab_size) is not int or not 1 <= note.vocab_size < 1 << 31):
         raise FormatError(path, "vocab_size", f"{note.vocab_size!r} is no size of a vocabulary")

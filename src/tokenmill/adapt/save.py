@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenmill.adapt.layers import IA3, Adapter, Bottleneck, Rows, Whole
 from tokenmill.adapt.lora import Dora, Lora
-from tokenmill.adapt.note import BaseNote, write_note
+from tokenmill.adapt.note import TRAINED_OVER, BaseNote, write_note
 from tokenmill.adapt.peft_config import TENSORS, write_config
 from tokenmill.adapt.places import adapted, linear_places, shortest_targets, switch_of
 from tokenmill.adapt.virtual import PrefixTokens, PromptTokens, VirtualTokens
@@ -41,8 +41,9 @@ def save_adapter(model: Model, folder: Path | str, name: str = "default", *, bas
     stored = {key: tensor.detach().float().cpu().contiguous().clone() for key, tensor in tensors.items()}
     save_file(stored, folder / TENSORS, metadata={"format": "pt"})
     write_config(folder, switch.configs[name].kind, model.family.task, base, fields)
-    packed = {m.quantization for m in model.network.modules() if isinstance(m, LinearLayer) and m.quantization}
-    write_note(folder, BaseNote(min(packed, default=None), model.network.config.vocab_size))
+    formats = {m.quantization for m in model.network.modules() if isinstance(m, LinearLayer)}
+    packed = [known for known in TRAINED_OVER if known in formats]
+    write_note(folder, BaseNote(packed[0] if packed else None, model.network.config.vocab_size))
 
 
 def adapter_state(model: Model, name: str = "default") -> tuple[dict[str, Tensor], dict[str, Any]]:
