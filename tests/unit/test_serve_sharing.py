@@ -146,6 +146,23 @@ def test_a_loaded_model_outlives_its_disk(store: Store, tmp_path: Path) -> None:
     managed(store, ask)
 
 
+def test_ps_and_metrics_of_names_that_share_outlive_the_disk(store: Store, tmp_path: Path) -> None:
+    with serving(tiny_app(tmp_path, store=store)) as url:
+        for name in ("tiny", "pirate"):
+            assert say(url, name).status_code == 200
+        before = httpx.get(f"{url}/api/ps").json()["models"]
+        vanish(store, tmp_path)
+        after = httpx.get(f"{url}/api/ps").json()["models"]
+        assert sorted(row["name"] for row in after) == ["pirate:latest", "tiny:latest"]
+        assert [row["details"] for row in after] == [row["details"] for row in before]
+        running = [
+            line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith("vllm:num_requests_run")
+        ]
+        assert running == ['vllm:num_requests_running{model_name="pirate:latest"} 0.0']
+        assert say(url, "pirate").status_code == 200
+        assert say(url, "other").status_code == 404
+
+
 def test_a_model_whose_file_alone_is_gone_says_so_without_its_path(store: Store, tmp_path: Path) -> None:
     async def ask(manager: ModelManager) -> None:
         await manager.open("tiny")

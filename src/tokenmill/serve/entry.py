@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from tokenmill.models.describe import Description
 from tokenmill.serve.worker import Worker
 from tokenmill.store import ModelFiles
 from tokenmill.store.names import ModelName, parse_reference
@@ -29,13 +30,16 @@ class LoadedModel:
     expires_at: datetime | None
     """When it goes if nobody asks for it; None while it is in use, or kept for ever."""
     worker: Worker
+    description: Description
+    """What its files said when they were read."""
 
 
 class Entry:
     """A name in memory, with the requests that use it and the time at which it goes."""
 
-    def __init__(self, key: Key, weights: Weights, files: ModelFiles, worker: Worker) -> None:
+    def __init__(self, key: Key, weights: Weights, files: ModelFiles, worker: Worker, description: Description) -> None:
         self.key, self.weights, self.files, self.worker = key, weights, files, worker
+        self.description = description
         self.keep_alive = 0.0
         self.leases = 0
         self.last_used = time.monotonic()

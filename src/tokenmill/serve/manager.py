@@ -31,6 +31,7 @@ from tokenmill.core.errors import FormatError, NotFoundError, StoreError, UsageE
 from tokenmill.core.log import get_logger
 from tokenmill.engine.scheduler import QueueFullError
 from tokenmill.llm import LLM
+from tokenmill.models.describe import describe
 from tokenmill.serve.entry import Entry, Key, LoadedModel, Weights, key_of, served, weights_of
 from tokenmill.serve.errors import BrokenModelError
 from tokenmill.serve.settings import ServerSettings
@@ -127,7 +128,15 @@ class ModelManager:
     def loaded(self) -> list[LoadedModel]:
         """The models in memory, those used last first."""
         return [
-            LoadedModel(e.files.name, e.files.digest, e.files.size, e.worker.llm.ctx_size, e.expires_at, e.worker)
+            LoadedModel(
+                e.files.name,
+                e.files.digest,
+                e.files.size,
+                e.worker.llm.ctx_size,
+                e.expires_at,
+                e.worker,
+                e.description,
+            )
             for e in sorted(self._entries.values(), key=lambda e: -e.last_used)
         ]
 
@@ -151,10 +160,10 @@ class ModelManager:
     def faults(self) -> list[str]:
         """What is wrong with the engines, without the models' names; empty when all is well."""
         found = []
-        for entry in self._entries.values():
-            if not entry.worker.alive:
+        for thread in {entry.worker.thread for entry in self._entries.values()}:
+            if not thread.alive:
                 found.append("an engine has stopped")
-            elif entry.worker.busy and time.monotonic() - entry.worker.last_step > HANGS_S:
+            elif thread.busy and time.monotonic() - thread.last_step > HANGS_S:
                 found.append("an engine hangs")
         return found
 
@@ -228,7 +237,8 @@ class ModelManager:
             )
             if thread is None:
                 worker.start()
-            entry = self._entries[key] = Entry(key, weights, files, worker)
+            description = same[0].description if same else await asyncio.to_thread(describe, files.path)
+            entry = self._entries[key] = Entry(key, weights, files, worker, description)
             log.info("%s %s in %.1f s", "joined" if thread else "loaded", files.name, llm.load_s)
             return entry
 

@@ -97,7 +97,10 @@ class _Engines(Collector):
         waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests that wait.", labels=["model_name"])
         usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the KV cache in use.", labels=["model_name"])
         preempted = CounterMetricFamily("vllm:num_preemptions", "Requests put back.", labels=["model_name"])
-        for model in self._loaded():
+        engines: dict[object, LoadedModel] = {}
+        for model in sorted(self._loaded(), key=lambda model: model.name):
+            engines.setdefault(model.worker.thread, model)  # names that share an engine are counted once
+        for model in engines.values():
             engine = model.worker.llm.engine
             running.add_metric([model.name], model.worker.running)
             waiting.add_metric([model.name], model.worker.waiting)

@@ -47,7 +47,6 @@ async def ps(request: Request) -> Response:
     """The models in memory."""
     models = []
     for one in request.app.state.manager.loaded():
-        description = await asyncio.to_thread(describe, one.worker.llm.files.path)
         device = one.worker.llm.model.device.type
         models.append(
             {
@@ -55,7 +54,7 @@ async def ps(request: Request) -> Response:
                 "model": one.name,
                 "size": one.size,
                 "digest": one.digest,
-                "details": _details(description),
+                "details": _details(one.description),
                 "expires_at": (one.expires_at or _FOREVER).isoformat(),
                 "size_vram": 0 if device == "cpu" else one.size,
                 "context_length": one.context_length,
