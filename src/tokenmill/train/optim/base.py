@@ -17,7 +17,7 @@ from tokenmill.core.errors import FormatError
 from tokenmill.train.optim.moments import Allocate, Kind, Moment, in_memory, moment
 from tokenmill.train.optim.weights import Weights, weights_of
 
-PIECE = 1 << 18
+PIECE = 1 << 17
 """Values that a CPU takes through all of an update together: they stay in its cache. A multiple of a block."""
 
 
