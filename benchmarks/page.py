@@ -26,7 +26,8 @@ same weights, threads bound to the same cores, the same prompt and answer length
 median of the rounds is shown. The roof is how fast the machine streams as many bytes as the weights have, measured in
 the same run, over the bytes that a token reads (weights, and the text so far in a cache of 16 bit); it bounds batch 1.
 llama.cpp is given the very file, and at batch 1 the better of its two benchmark tools counts. vLLM reads the same
-weights in bfloat16.
+weights in bfloat16. The load is how many programs wanted a core when it ended: where it is far above the threads,
+others ran too, and the rates are no more than a share of what the machine can do.
 """
 
 
@@ -78,7 +79,7 @@ def conditions(results: dict[str, Any]) -> str:
         line = (
             f"Measured on {machine['cpu']} ({', '.join(machine['features'])}), {row['threads']} threads, "
             f"{machine['memory_gb']} GB, {machine['system']}; tokenmill {machine['tokenmill']} computing in "
-            f"{row['dtype']}, torch {machine['torch']}; {programs}."
+            f"{row['dtype']}, torch {machine['torch']}; {programs}. Load of the machine: {machine['load']}."
         )
         said.append(line)
     return "\n\n".join(dict.fromkeys(said))

@@ -46,7 +46,15 @@ def row(number_format: str, batch: int, ours: float) -> dict[str, Any]:
 
 
 def run(*rows: dict[str, Any]) -> dict[str, Any]:
-    machine = {"cpu": "a & b", "features": ["avx2"], "memory_gb": 8, "system": "Linux", "tokenmill": "1", "torch": "2"}
+    machine: dict[str, Any] = {
+        "cpu": "a & b",
+        "features": ["avx2"],
+        "memory_gb": 8,
+        "system": "Linux",
+        "tokenmill": "1",
+        "torch": "2",
+    }
+    machine["load"] = 1.5
     programs = [{"name": "llama.cpp", "version": "1", "weights": "the same file"}]
     common = {"dtype": "float32", "threads": 2, "repeat": 1, "machine": machine, "peers": programs}
     return {"model": "/somewhere/m.gguf", **common, "roof": {"bandwidth_gb_s": 10.0}, "results": list(rows)}

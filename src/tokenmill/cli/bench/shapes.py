@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,10 @@ def whole_numbers(flag: str, given: str) -> list[int]:
 
 
 def software_and_machine(cores: tuple[int, ...]) -> dict[str, Any]:
-    """What a figure depends on besides the model. No host name, no path. ``cores``: asked before torch came."""
+    """What a figure depends on besides the model. No host name, no path. ``cores``: asked before torch came.
+
+    ``load``: how many programs wanted a core in the last minute, the measured ones among them.
+    """
     import torch
 
     from tokenmill.core.machine import probe_machine
@@ -49,6 +53,7 @@ def software_and_machine(cores: tuple[int, ...]) -> dict[str, Any]:
         "cores": len(cores) or machine.cores,
         "memory_gb": None if machine.memory_total is None else round(machine.memory_total / 1e9, 1),
         "system": machine.system,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
         "tokenmill": __version__,
     }
