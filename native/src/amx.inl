@@ -4,8 +4,6 @@
 // cycles for 8,192 products against 16).
 #pragma once
 
-#if defined(__AMX_BF16__)
-
 namespace tokenmill::ISA_NAMESPACE {
 
 struct alignas(64) TileConfig {
@@ -97,5 +95,3 @@ void linear_tiles(const Weight& w, int64_t first, int64_t last, const Inputs& in
 }
 
 }  // namespace tokenmill::ISA_NAMESPACE
-
-#endif

@@ -21,6 +21,10 @@
 #include <cstddef>
 #include <cstdint>
 
+// These files are compiled with several instruction sets; a function that were not inlined could be linked from the
+// wrong one and crash an older machine.
+#define TOKENMILL_INLINE __attribute__((always_inline)) inline
+
 namespace tokenmill {
 
 enum class Kind : int { F32, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, Count };
@@ -72,19 +76,19 @@ struct Weight {
   int group_shift;      // a plain format's scale covers 32 << group_shift inputs (31: one a row)
   const uint8_t* data;  // panels, one after the other, aligned to 64
 
-  const Format& format() const { return formats[static_cast<int>(kind)]; }
-  int64_t padded_k() const { return (k + chunk - 1) / chunk * chunk; }
-  int64_t panels() const { return (n + panel_rows - 1) / panel_rows; }
-  int64_t code_bytes() const {
+  TOKENMILL_INLINE const Format& format() const { return formats[static_cast<int>(kind)]; }
+  TOKENMILL_INLINE int64_t padded_k() const { return (k + chunk - 1) / chunk * chunk; }
+  TOKENMILL_INLINE int64_t panels() const { return (n + panel_rows - 1) / panel_rows; }
+  TOKENMILL_INLINE int64_t code_bytes() const {
     if (kind == Kind::F32) return padded_k() * 64;
     if (kind == Kind::BF16) return padded_k() * 32;
     return padded_k() / chunk * chunk_bytes(format());
   }
-  int64_t panel_bytes() const {
+  TOKENMILL_INLINE int64_t panel_bytes() const {
     const int64_t scales = format().bits ? scale_bytes(format(), padded_k(), group_shift) : 0;
     return (code_bytes() + scales + 63) / 64 * 64;
   }
-  const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
+  TOKENMILL_INLINE const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
 };
 
 }  // namespace tokenmill

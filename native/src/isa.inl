@@ -5,7 +5,6 @@
 #include "simd.h"
 // clang-format off
 #include "matmul.inl"
-#include "amx.inl"
 #include "rows.inl"
 #include "attention.inl"
 // clang-format on
@@ -13,23 +12,13 @@
 namespace tokenmill::ISA_NAMESPACE {
 
 inline void linear(const Weight& w, int64_t first, int64_t last, const Inputs& in, const float* bias, float* y, int64_t ldy,
-                   [[maybe_unused]] bool tiles, [[maybe_unused]] float* scratch) {
-  with_kind(w.kind, [&]<Kind KIND>() {
-#if defined(__AMX_BF16__)
-    if (tiles && KIND != Kind::F32) return linear_tiles<KIND>(w, first, last, in, bias, y, ldy, scratch);
-#endif
-    linear_of<KIND>(w, first, last, in, bias, y, ldy);
-  });
+                   bool, float*) {
+  with_kind(w.kind, [&]<Kind KIND>() { linear_of<KIND>(w, first, last, in, bias, y, ldy); });
 }
 
 constexpr Kernels table = {
-    ISA_NAME,
-#if defined(__AMX_BF16__)
-    true,
-#else
-    false,
-#endif
-    quantise, row_to_bf16, linear, dequantise, rms_norm, layer_norm, rope, unary,
+    ISA_NAME,   false,
+    quantise, row_to_bf16, linear, dequantise, stream, rms_norm, layer_norm, rope, unary,
     gated,    add,         scale,  softcap,    write_cache, attend_row, attend_tile,
 };
 

@@ -13,7 +13,7 @@ struct Inputs {
   const int32_t* sum;    // [T, Kp / 16]: sums of 16 quantised values
   const uint16_t* b;     // [T rounded up to 16, Kp] bfloat16
   int64_t t, k;
-  int64_t padded_k() const { return (k + chunk - 1) / chunk * chunk; }
+  TOKENMILL_INLINE int64_t padded_k() const { return (k + chunk - 1) / chunk * chunk; }
 };
 
 enum class Unary : int { Silu, GeluTanh, Gelu, Relu, Count };
@@ -50,6 +50,9 @@ struct Kernels {
                  int64_t ldy, bool tiles, float* scratch);
   void (*dequantise)(const Weight& w, int64_t row, float* out);  // one row, [K]
 
+  /// Reads memory as a product does and multiplies it by ones: the roof that decoding stands under.
+  int64_t (*stream)(const uint8_t* from, int64_t bytes);
+
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* y);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t size, float* y);
   void (*rope)(const float* x, const float* cos, const float* sin, int64_t heads, int64_t dim, int64_t rotated, float* y);
@@ -69,7 +72,7 @@ struct Kernels {
 };
 
 /// Floats of scratch that a thread must bring for `linear` and the attention kernels.
-inline int64_t scratch_floats(int64_t max_k, int64_t head_dim) {
+TOKENMILL_INLINE int64_t scratch_floats(int64_t max_k, int64_t head_dim) {
   const int64_t panels = 32 * ((max_k + chunk - 1) / chunk * chunk) / 2 + 1024;  // two panels in bfloat16, one tile
   const int64_t tiles = 64 * (6 * (head_dim + 64) + 64) + 4096;
   return panels > tiles ? panels : tiles;

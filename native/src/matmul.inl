@@ -251,4 +251,16 @@ inline void dequantise(const Weight& w, int64_t row, float* out) {
   });
 }
 
+inline int64_t stream(const uint8_t* from, int64_t bytes) {
+  const i32x16 ones = splat(0x01010101);
+  i32x16 acc[8] = {};
+  for (int64_t i = 0; i + 512 <= bytes; i += 512)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) acc[j] = dot4(acc[j], load<u32x16>(from + i + 64 * j), ones);
+  int64_t total = 0;
+  for (const i32x16& a : acc)
+    for (int i = 0; i < 16; i++) total += a[i];
+  return total;
+}
+
 }  // namespace tokenmill::ISA_NAMESPACE

@@ -5,6 +5,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "kernels.h"
 #include "pack.h"
 #include "pool.h"
@@ -63,6 +66,17 @@ void dequantise_rows(Pool& pool, const Kernels& k, const Weight& w, Address rows
   parallel(pool, count, [&](int64_t i) { k.dequantise(w, at<int64_t>(rows)[i], at<float>(out) + i * w.k); });
 }
 
+/// Reads `bytes` on all threads; returns a sum, so that nothing is left out.
+int64_t stream(Pool& pool, const Kernels& k, Address from, int64_t bytes) {
+  nb::gil_scoped_release free;
+  constexpr int64_t piece = 1 << 18;
+  std::atomic<int64_t> total = 0;
+  parallel(pool, (bytes + piece - 1) / piece, [&](int64_t i) {
+    total += k.stream(at<uint8_t>(from) + i * piece, std::min(piece, bytes - i * piece));
+  });
+  return total;
+}
+
 void run_program(Program& program, Pool& pool, const Kernels& k, int64_t rows, Address tokens, Address positions,
                  Address slots, int64_t sequences, Address spans, Address tables, int64_t table_width, bool invariant) {
   nb::gil_scoped_release free;
@@ -91,7 +105,7 @@ void bind_program(nb::module_& m) {
       .def(nb::init<int64_t>(), "max_rows"_a)
       .def_prop_ro("max_rows", [](const Program& p) { return p.max_rows; })
       .def("__len__", &Program::size)
-      .def("embed", [](Program& p, const Weight& w, Address y) { p.embed(w, at<float>(y)); })
+      .def("embed", [](Program& p, const Weight& w, bool positions, Address y) { p.embed(w, positions, at<float>(y)); })
       .def("linear",
            [](Program& p, Address x, const Weight& w, Address bias, Address y) {
              p.linear(at<float>(x), {w}, {at<float>(bias)}, {at<float>(y)});
@@ -138,10 +152,11 @@ void bind_program(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // the pool lives as long as the process
   nb::class_<Kernels>(m, "Kernels").def_ro("name", &Kernels::name).def_ro("tiles", &Kernels::tiles);
   m.def("kernels", [](const std::string& name) { return &kernels(name.c_str()); }, nb::rv_policy::reference);
   nb::class_<Pool>(m, "Pool")
-      .def(nb::init<int, std::vector<int>, bool>(), "threads"_a, "cpus"_a, "bind_caller"_a)
+      .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a)
       .def_prop_ro("threads", &Pool::threads);
   nb::class_<Weight>(m, "Weight")
       .def("__init__",
@@ -152,5 +167,6 @@ NB_MODULE(_native, m) {
   m.def("pack_rows", &pack_rows, "A matrix of GGUF blocks, or of floats, into the weight's memory");
   m.def("pack_codes", &pack_code_rows, "Codes with scales into the weight's memory");
   m.def("dequantise", &dequantise_rows, "Rows of a weight to float32");
+  m.def("stream", &stream, "Reads memory as a product does: for measuring the roof");
   bind_program(m);
 }

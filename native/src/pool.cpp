@@ -19,14 +19,12 @@ void relax() {
 #endif
 }
 
-void bind_to(int cpu) {
+void bind_to([[maybe_unused]] std::thread& thread, [[maybe_unused]] int cpu) {
 #if defined(__linux__)
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(cpu, &set);
-  pthread_setaffinity_np(pthread_self(), sizeof set, &set);  // a core that is not ours: stay where we are
-#else
-  (void)cpu;
+  pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);  // a core that is not ours: stay where we are
 #endif
 }
 
@@ -41,8 +39,12 @@ void wait_for(Ready&& ready) {
 
 }  // namespace
 
-Pool::Pool(int threads, std::vector<int> cpus, bool bind_caller) : cpus_(std::move(cpus)), bind_caller_(bind_caller) {
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+Pool::Pool(int threads, std::vector<int> cpus) : cpus_(std::move(cpus)) {
+  if (static_cast<int>(cpus_.size()) < threads) cpus_.clear();
+  for (int i = 1; i < threads; i++) {
+    workers_.emplace_back([this, i] { work(i); });
+    if (!cpus_.empty()) bind_to(workers_.back(), cpus_[i]);
+  }
 }
 
 Pool::~Pool() {
@@ -54,9 +56,7 @@ Pool::~Pool() {
 
 void Pool::run(Job& job) {
   const std::lock_guard<std::mutex> turn(turn_);
-#if defined(__linux__)
-  if (bind_caller_ && !cpus_.empty() && sched_getcpu() != cpus_[0]) bind_to(cpus_[0]);
-#endif
+  make_way();
   const int count = job.stages();
   if (count > capacity_) {
     capacity_ = 2 * count;
@@ -77,6 +77,20 @@ void Pool::run(Job& job) {
   help(epoch, 0);
 }
 
+/// The worker whose core the caller is on takes the caller's old one.
+void Pool::make_way() {
+#if defined(__linux__)
+  if (cpus_.empty() || workers_.empty()) return;
+  const int here = sched_getcpu();
+  for (size_t i = 1; i <= workers_.size(); i++)
+    if (cpus_[i] == here) {
+      std::swap(cpus_[0], cpus_[i]);
+      bind_to(workers_[i - 1], cpus_[i]);
+      return;
+    }
+#endif
+}
+
 void Pool::help(uint64_t epoch, int thread) {
   Stage* stages = stages_;
   const int count = num_stages_;
@@ -95,7 +109,6 @@ void Pool::help(uint64_t epoch, int thread) {
 }
 
 void Pool::work(int thread) {
-  if (thread < static_cast<int>(cpus_.size())) bind_to(cpus_[thread]);
   uint64_t last = 0;
   while (true) {
     for (int i = 0; i < 4000 && epoch_.load() == last; i++) relax();  // the next step usually follows at once

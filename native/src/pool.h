@@ -21,9 +21,9 @@ struct Job {
 
 class Pool {
  public:
-  /// `cpus`: the core of each thread, the caller's first; empty: wherever the system puts them. A caller is bound only
-  /// if `bind_caller` (a library must not move its host's threads).
-  Pool(int threads, std::vector<int> cpus, bool bind_caller);
+  /// `cpus`: a core for each thread, the caller's among them; fewer: wherever the system puts them. Only our own
+  /// threads are bound, to the cores that the caller is not on: a library must not move its host's.
+  Pool(int threads, std::vector<int> cpus);
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -41,6 +41,7 @@ class Pool {
     std::atomic<uint64_t> done{0};  // tasks finished
   };
   void work(int thread);
+  void make_way();
   void help(uint64_t epoch, int thread);
 
   std::mutex turn_;
@@ -51,7 +52,6 @@ class Pool {
   std::atomic<Job*> job_{nullptr};
   std::vector<std::thread> workers_;
   std::vector<int> cpus_;
-  bool bind_caller_;
   alignas(64) std::atomic<uint64_t> epoch_{0};
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};

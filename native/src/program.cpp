@@ -232,8 +232,10 @@ void Program::written(const float* buffer) {
   if (prepared_ && prepared_->x == buffer) prepared_ = nullptr, product_ = nullptr;
 }
 
-void Program::embed(Weight w, float* y) {
-  push(row_step("embed", w.k, [=](const Context& c, int64_t t) { c.kernels.dequantise(w, c.pass.tokens[t], y + t * w.k); }), y);
+void Program::embed(Weight w, bool positions, float* y) {
+  push(row_step("embed", w.k, [=](const Context& c, int64_t t) {
+         c.kernels.dequantise(w, (positions ? c.pass.positions : c.pass.tokens)[t], y + t * w.k);
+       }), y);
 }
 
 void Program::linear(const float* x, std::vector<Weight> weights, std::vector<const float*> biases, std::vector<float*> ys) {

@@ -42,7 +42,8 @@ class Program : Job {
  public:
   explicit Program(int64_t max_rows) : max_rows(max_rows) {}
 
-  void embed(Weight weight, float* y);
+  /// Rows of a table by the pass's tokens, or by its positions.
+  void embed(Weight weight, bool positions, float* y);
   void linear(const float* x, std::vector<Weight> weights, std::vector<const float*> biases, std::vector<float*> ys);
   void rms_norm(const float* x, const float* weight, float eps, int64_t inner, int64_t size, float* y);
   void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t inner, int64_t size, float* y);

@@ -91,7 +91,7 @@ class LLM:
         self._wanted_ctx = self._context(ctx_size, most)  # before the weights are loaded, for that takes time
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
             tokenizer = pool.submit(tokenizer_with_adapters, file, adapters)
-            loaded = model_from_file(file, device=device, dtype=dtype)
+            loaded = model_from_file(file, device=device, dtype=dtype, pack=True)
         put_adapters(loaded, adapters)
         self.model = loaded.decoder
         self.virtual = virtual_ids(self.model)

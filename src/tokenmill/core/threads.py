@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import sys
 
+# Asked at import, before OpenMP binds the first thread to a core and all later ones inherit that
+_ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
 
 def bind_threads() -> None:
     """Ask OpenMP to bind one thread to each core; for programs of ours, before torch is imported.
@@ -19,3 +22,8 @@ def bind_threads() -> None:
     if "torch" in sys.modules or any(name in os.environ for name in ("OMP_PROC_BIND", "OMP_PLACES", "OMP_NUM_THREADS")):
         return
     os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
+
+
+def allowed_cpus() -> list[int]:
+    """The cores that this process may use; empty where the system does not say."""
+    return list(_ALLOWED)

@@ -18,16 +18,18 @@ from torch import Tensor
 from tokenmill.core.device import free_memory
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.core.log import get_logger
+from tokenmill.engine import native_pass
 from tokenmill.engine.block_pool import BlockPool
 from tokenmill.engine.generate import check_request, next_step
 from tokenmill.engine.pace import Pace
 from tokenmill.engine.request import Request, Step
-from tokenmill.engine.runner import PagedCache, run
+from tokenmill.engine.runner import TorchPass, run
 from tokenmill.engine.sampler import Sampler
 from tokenmill.engine.scheduler import Scheduler, Work
 from tokenmill.nn.cost import kv_bytes_per_token
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.linear import Linear, LinearLayer
+from tokenmill.nn.packed import PackedLinear, is_packed
 from tokenmill.ops.batch_invariant import batch_invariant
 
 log = get_logger(__name__)
@@ -39,9 +41,12 @@ class PassError(TokenmillError):
     """The model could not compute a request's next token; the message has the reason."""
 
 
-def cache_blocks(model: Decoder, tokens: int, block_size: int = BLOCK_SIZE) -> int:
-    """Blocks for ``tokens`` positions, or as many as a share of the free memory holds: shrunk, never refused."""
-    block_bytes = kv_bytes_per_token(model.config, model.dtype.itemsize) * block_size
+def cache_blocks(model: Decoder, tokens: int, block_size: int, itemsize: int) -> int:
+    """Blocks for ``tokens`` positions, or as many as a share of the free memory holds: shrunk, never refused.
+
+    ``itemsize``: bytes of a cached number.
+    """
+    block_bytes = kv_bytes_per_token(model.config, itemsize) * block_size
     wanted = -(-tokens // block_size)
     free = free_memory(model.device)
     fitting = wanted if free is None else max(1, int(free * CACHE_SHARE / block_bytes))
@@ -53,7 +58,11 @@ def cache_blocks(model: Decoder, tokens: int, block_size: int = BLOCK_SIZE) -> i
 
 def check_deterministic(model: Decoder) -> None:
     """Raises UsageError where layers have kernels that ``batch_invariant`` does not reach."""
-    others = {type(m).__name__ for m in model.modules() if isinstance(m, LinearLayer) and type(m) is not Linear}
+    others = {
+        type(m).__name__
+        for m in model.modules()
+        if isinstance(m, LinearLayer) and type(m) not in (Linear, PackedLinear)
+    }
     if others:
         raise UsageError(
             f"deterministic needs plain weights; this model has layers of kind {', '.join(sorted(others))}"
@@ -73,7 +82,7 @@ class Engine:
         *,
         max_length: int | None = None,
         num_blocks: int | None = None,
-        block_size: int = BLOCK_SIZE,
+        block_size: int | None = None,
         max_tokens_per_step: int = 2048,
         max_running: int = 256,
         max_waiting: int = 1024,
@@ -88,8 +97,14 @@ class Engine:
             # where angles depend on the prompt's length, a cached beginning was computed for another length
             prefix_caching = prefix_caching and not any(rotary.by_length for rotary in model.rotaries.values())
         wanted = max_length or model.config.max_position
-        blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size)
+        packed = is_packed(model)
+        block_size = block_size or (native_pass.BLOCK_SIZE if packed else BLOCK_SIZE)
+        itemsize = (native_pass.cache_dtype(model) if packed else model.dtype).itemsize
+        blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size, itemsize)
         self.pool = BlockPool(blocks, block_size)
+        recorded = native_pass.record(model, blocks, block_size, deterministic=deterministic) if packed else None
+        if recorded is not None:
+            max_tokens_per_step = min(max_tokens_per_step, native_pass.MAX_ROWS)
         self.scheduler = Scheduler(
             self.pool,
             max_tokens_per_step=max_tokens_per_step,
@@ -98,7 +113,7 @@ class Engine:
             prefix_caching=prefix_caching,
         )
         self.max_length = min(wanted, self.scheduler.capacity)
-        self.cache = PagedCache(model, blocks, block_size)
+        self._passes = recorded or TorchPass(model, blocks, block_size)
         self._samplers: dict[Request, Sampler] = {}
         self._unread: dict[Request, deque[Step]] = {}
 
@@ -184,7 +199,7 @@ class Engine:
         """Logits of the pieces that reach their end. A pass that fails is repeated piece by piece: who is it?"""
         try:
             with self._how():
-                logits = list(run(self.model, self.cache, work))
+                logits = list(run(self.model, self._passes, work))
         except Exception as error:
             if len(work) == 1:
                 return [(work[0], PassError(f"the model failed on this request: {error}"))]

@@ -6,6 +6,8 @@ Axes: B blocks · P slots of a block · K key/value heads · D head size · T to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from tokenmill.ops.attention import attention
 class Paged:
     """The attention context of one pass: new keys go to their slots, each sequence sees the blocks of its own table."""
 
-    def __init__(self, cache: PagedCache, work: Sequence[Work], device: torch.device) -> None:
+    def __init__(self, cache: TorchPass, work: Sequence[Work], device: torch.device) -> None:
         self.cache = cache
         self.q_lens = [piece.count for piece in work]
         self.kv_lens = [piece.start + piece.count for piece in work]
@@ -56,11 +58,19 @@ def _rows(blocks: list[int], table: Tensor) -> slice | Tensor:
     return slice(first, first + count) if blocks == list(range(first, first + count)) else table
 
 
-class PagedCache:
-    """Keys and values of all layers, [B, P, K, D] each. Memory is claimed when it is first written."""
+class Passes(Protocol):
+    """A model with a paged cache."""
+
+    def hidden(self, work: Sequence[Work]) -> Tensor:
+        """Hidden states [T, C] of the scheduled tokens; their keys and values are in the cache then."""
+        ...
+
+
+class TorchPass:
+    """Runs a model's own code on torch. Memory of the cache is claimed when it is first written."""
 
     def __init__(self, model: Decoder, num_blocks: int, block_size: int) -> None:
-        self.block_size = block_size
+        self.model, self.block_size = model, block_size
 
         def tensor(heads: int, size: int) -> Tensor:
             return torch.empty(num_blocks, block_size, heads, size, dtype=model.dtype, device=model.device)
@@ -68,15 +78,18 @@ class PagedCache:
         parts = [layer.attention for layer in model.config.layers]
         self.layers = [tuple(tensor(a.num_kv_heads, a.head_dim) for _ in range(2)) for a in parts]
 
+    def hidden(self, work: Sequence[Work]) -> Tensor:
+        tokens = [token for piece in work for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
+        row = torch.tensor(tokens, device=self.model.device)
+        return self.model.hidden(row, Paged(self, work, self.model.device))
+
 
 @torch.inference_mode()
-def run(model: Decoder, cache: PagedCache, work: Sequence[Work]) -> Tensor:
+def run(model: Decoder, passes: Passes, work: Sequence[Work]) -> Tensor:
     """One pass over the scheduled tokens; logits [n, V] of the pieces that reach their sequence's end, in order."""
-    tokens = [token for piece in work for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
-    row = torch.tensor(tokens, device=model.device)
-    hidden_TC = model.hidden(row, Paged(cache, work, model.device))
+    hidden_TC = passes.hidden(work)
     for piece, hidden_QC in zip(work, hidden_TC.split([piece.count for piece in work]), strict=True):
         score_prompt(model, piece.sequence.request, piece.start, hidden_QC)
-    ends = torch.tensor([piece.count for piece in work], device=model.device).cumsum(0) - 1
-    wanted = torch.tensor([piece.last for piece in work], device=model.device)
-    return model.logits(hidden_TC[ends[wanted]])
+    ends = accumulate(piece.count for piece in work)
+    wanted = [end - 1 for piece, end in zip(work, ends, strict=True) if piece.last]
+    return model.logits(hidden_TC[wanted])

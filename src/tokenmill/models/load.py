@@ -39,6 +39,7 @@ from tokenmill.models import (
 )
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import Family
+from tokenmill.models.packing import can_pack, pack_floats
 from tokenmill.models.weights import Network, Table, check_plain, file_tensors, load_weights
 from tokenmill.nn.config import Config, DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from tokenmill.nn.cost import parameters
@@ -177,16 +178,28 @@ def load_model(
 
 
 def model_from_file(
-    file: TensorFile, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    file: TensorFile,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    pack: bool = False,
 ) -> Model:
-    """What :func:`load_model` does, for a file that is already open."""
+    """What :func:`load_model` does, for a file that is already open.
+
+    ``pack``: for serving. Weights stay quantised, or become floats in the kernels' layout, where this machine has
+    kernels for them and no ``dtype`` is asked for.
+    """
     config, generation_config = config_of(file)
     family, ours = read_any_config(config, str(file.path))
     on = pick_device(device)
     table, ignored = _names(file, family)
     network = build(ours)
-    number_format = pick_dtype(dtype, on, _stored_dtype(file), parameters(ours))
-    load_weights(network, file, table, dtype=number_format, device=on, ignored=ignored)
+    pack = pack and dtype in (None, "auto") and can_pack(network, on)
+    stored = _stored_dtype(file)
+    number_format = torch.float32 if pack and stored is None else pick_dtype(dtype, on, stored, parameters(ours))
+    load_weights(network, file, table, dtype=number_format, device=on, ignored=ignored, pack=pack)
+    if pack:
+        pack_floats(network)
     return Model(network, family, config, generation_config)
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.core.errors import ConfigError, FormatError
+from tokenmill.formats.gguf import GGUFFile
 from tokenmill.formats.tensors import TensorFile
+from tokenmill.models.packing import BLOCKS, put_blocks, takes_blocks
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.encoder import Encoder
 from tokenmill.nn.encoder_decoder import EncoderDecoder
@@ -170,12 +172,18 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     ignored: str = r"$^",
+    pack: bool = False,
 ) -> None:
-    """Fill a decoder built on the meta device. A tensor whose dtype and layout fit stays a view of the mapped file."""
+    """Fill a decoder built on the meta device. A tensor whose dtype and layout fit stays a view of the mapped file.
+
+    ``pack``: quantised blocks become packed layers instead of parameters (``packing.py``).
+    """
     slots = check_names(model, file, table, ignored)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stacks: dict[str, Tensor] = {}
     for slot in slots:
+        if pack and isinstance(file, GGUFFile) and _pack_slot(model, file, slot, shapes):
+            continue
         # A difference from one is taken in float32: near one, bfloat16 has no digits for it
         read_as = torch.float32 if slot.row.offset else dtype
         tensor = _from_file(file.load(slot.theirs, read_as).to(device), slot.row, _head_dim(model)).to(dtype)
@@ -188,6 +196,19 @@ def load_weights(
                 stacks[name] = torch.empty(shapes[name], dtype=dtype, device=device)
                 _assign(model, name, stacks[name])
             stacks[name][slot.expert] = part
+
+
+def _pack_slot(model: Network, file: GGUFFile, slot: _Slot, shapes: dict[str, torch.Size]) -> bool:
+    """Put a tensor's blocks into the layers they belong to; False where they must be read as numbers."""
+    info, how = file.infos()[slot.theirs], slot.row
+    plain = slot.expert is None and not how.transposed and not how.offset
+    if not plain or info.type not in BLOCKS or not all(takes_blocks(model, name) for name in slot.ours):
+        return False
+    blocks = rows_from_file(file.raw(slot.theirs), how, model)
+    parts = blocks.split([shapes[name][0] for name in slot.ours])
+    for name, part in zip(slot.ours, parts, strict=True):
+        put_blocks(model, name, info.type, info.shape[-1], part)
+    return True
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -19,7 +19,6 @@ from tokenmill.nn.moe import MoE
 from tokenmill.nn.norm import Norm
 from tokenmill.nn.rope import Rotary
 from tokenmill.ops.cross_entropy import finish_logits
-from tokenmill.ops.linear import linear
 
 
 class Block(nn.Module):
@@ -97,7 +96,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TC: Tensor) -> Tensor:
         """Scores over the vocabulary, [T, V] in the weights' dtype. Pass only the rows that are needed."""
-        logits_TV = linear(hidden_TC, self.embed.weight) if self.head is None else self.head(hidden_TC)
+        logits_TV = self.embed.scores(hidden_TC) if self.head is None else self.head(hidden_TC)
         return finish_logits(logits_TV, self.config.logit_scale, self.config.logit_softcap)
 
     def forward(self, tokens_T: Tensor, context: AttentionContext) -> Tensor:

@@ -4,8 +4,10 @@ imports half of torch and costs 1.6 s of the time to the first token."""
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tokenmill.ops.linear import linear
+from tokenmill.ops.packed import embedding
 
 
 class Embedding(nn.Module):
@@ -17,4 +19,8 @@ class Embedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """[...] int64 to [..., size]."""
-        return F.embedding(indices, self.weight)
+        return embedding(indices, self.weight)
+
+    def scores(self, hidden_TC: Tensor) -> Tensor:
+        """How well each row fits each token, [T, num_rows]: the head of a model that ties it to its embedding."""
+        return linear(hidden_TC, self.weight)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.nn.config import RopeConfig, RopeScaling
-from tokenmill.ops.rope import cos_sin
+from tokenmill.ops.rope import rotary_angles, scaled_cos_sin
 
 
 def inverse_frequencies(config: RopeConfig, length: int | None = None, device: torch.device | None = None) -> Tensor:
@@ -94,13 +94,8 @@ class Rotary(nn.Module):
     def forward(self, positions_T: Tensor, lengths_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, R] in ``dtype``. ``lengths_T``: how long each token's own sequence is by now."""
         if self.by_length:
-            angles_TF = self._angles_by_length(positions_T, lengths_T)
-        else:
-            inv_F = self._frequencies(positions_T.device)
-            angles_TF = positions_T.float()[:, None] * inv_F
-        angles_TR = torch.cat((angles_TF, angles_TF), dim=-1)
-        cos_TR, sin_TR = cos_sin(angles_TR)
-        return (cos_TR * self.scale).to(dtype), (sin_TR * self.scale).to(dtype)
+            return scaled_cos_sin(self._angles_by_length(positions_T, lengths_T), self.scale, dtype)
+        return rotary_angles(positions_T, self._frequencies(positions_T.device), self.scale, dtype)
 
     def _frequencies(self, device: torch.device) -> Tensor:
         if self._inv_F is None or self._inv_F.device != device:

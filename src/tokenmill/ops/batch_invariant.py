@@ -53,6 +53,11 @@ def batch_invariant() -> Iterator[None]:
         yield
 
 
+def is_batch_invariant() -> bool:
+    """Whether :func:`batch_invariant` is around us."""
+    return _active.get()
+
+
 def _refuses(*_: Any, **__: Any) -> str | None:
     return None if _active.get() else "nobody asked for it"
 

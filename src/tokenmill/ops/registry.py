@@ -39,6 +39,12 @@ class Backend(Generic[P, R]):
     refuses: Callable[P, str | None]  # the reason why this call cannot be done here, or None
 
 
+class Traced:
+    """What stands for a tensor while a pass is recorded (``ops/program.py``): an operation on it is handed over."""
+
+    recorder: Any
+
+
 class Op(Generic[P, R]):
     """One operation. Calling it runs the best backend for the arguments; ``op.reference`` is the plain twin."""
 
@@ -65,6 +71,8 @@ class Op(Generic[P, R]):
         return [b.name for b in self.backends] + ["reference"]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if args and isinstance(args[0], Traced):
+            return args[0].recorder.record(self.name, *args, **kwargs)  # type: ignore[no-any-return]
         forced = _forced.get()
         if forced is None:
             forced = _forced_by_environment(os.environ.get("TOKENMILL_BACKEND", ""))

@@ -22,6 +22,18 @@ def cos_sin(angles_TR: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @Op
+def rotary_angles(positions_T: Tensor, inv_F: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, R] of every position's angles, times ``scale``; ``inv_F``: the angle a position adds."""
+    return scaled_cos_sin(positions_T.float()[:, None] * inv_F, scale, dtype)
+
+
+def scaled_cos_sin(angles_TF: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of angles [T, F], for both halves of the rotated features: [T, R] each."""
+    cos_TR, sin_TR = cos_sin(torch.cat((angles_TF, angles_TF), dim=-1))
+    return (cos_TR * scale).to(dtype), (sin_TR * scale).to(dtype)
+
+
+@Op
 def apply_rope(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """Turn each head's first R features by its token's angles; the rest passes through. Returns [T, H, D]."""
     rotary = cos_TR.shape[-1]

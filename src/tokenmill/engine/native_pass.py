@@ -1,0 +1,110 @@
+"""The paged cache and the pass over it on the native kernels: the fast twin of ``runner.py``.
+
+The model is recorded once (``ops/program.py``); a pass then is one native call, whatever its mix of prompts and
+decoding. Cache layout: ``native/src/attention.inl``; blocks are multiples of 32 positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenmill.core.log import get_logger
+from tokenmill.engine.scheduler import Work
+from tokenmill.nn.context import How
+from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.packed import PackedEmbedding, PackedLinear
+from tokenmill.ops.packed import kernels
+from tokenmill.ops.program import CannotRecord, Indices, Recorder, Symbol
+
+log = get_logger(__name__)
+BLOCK_SIZE = 32
+MAX_ROWS = 512  # tokens of a pass; more would not be faster, and each intermediate result has room for them
+_Packed = (PackedLinear, PackedEmbedding)
+
+
+def cache_dtype(model: nn.Module) -> torch.dtype:
+    """float32 for float32 weights, so that they compute what torch computes; else bfloat16, half the memory to read."""
+    kinds = {module.packed.kind for module in model.modules() if isinstance(module, _Packed)}
+    return torch.float32 if kinds <= {"F32"} else torch.bfloat16
+
+
+class _Recording:
+    """The attention context while a model is recorded."""
+
+    def __init__(self, recorder: Recorder, layers: list[tuple[Tensor, Tensor]], block_size: int) -> None:
+        self.recorder, self.layers, self.block_size = recorder, layers, block_size
+        self.positions_T = self.lengths_T = Indices(recorder, positions=True)
+
+    def attend(self, layer: int, q: Symbol, k: Symbol, v: Symbol, how: How) -> Symbol:
+        return self.recorder.paged_attention(q, k, v, *self.layers[layer], self.block_size, **how)
+
+
+class NativePass:
+    """A model with packed weights, recorded, and its cache. CannotRecord where the model does what no kernel does."""
+
+    def __init__(self, model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False) -> None:
+        if block_size % BLOCK_SIZE:
+            raise CannotRecord(f"blocks of {block_size} positions, no multiple of {BLOCK_SIZE}")
+        self.model, self.block_size, self._deterministic = model, block_size, deterministic
+        dtype = cache_dtype(model)
+
+        def room(heads: int, size: int) -> Tensor:
+            return torch.empty(num_blocks * block_size * heads * size, dtype=dtype)
+
+        parts = [layer.attention for layer in model.config.layers]
+        layers = [(room(a.num_kv_heads, a.head_dim), room(a.num_kv_heads, a.head_dim)) for a in parts]
+        recorder = Recorder(MAX_ROWS)
+        context = _Recording(recorder, layers, block_size)
+        try:
+            with torch.inference_mode():
+                hidden: object = model.hidden(Indices(recorder, positions=False), context)  # type: ignore[arg-type]
+        except (AttributeError, TypeError, KeyError) as error:  # what a symbol cannot do
+            raise CannotRecord(str(error)) from error
+        if not isinstance(hidden, Symbol):
+            raise CannotRecord("the pass did not end in a hidden state")
+        self._recorder, self._hidden = recorder, hidden
+        self._rows = hidden.buffer.memory.view(MAX_ROWS, hidden.width)
+
+    def hidden(self, work: Sequence[Work]) -> Tensor:
+        """Hidden states [T, C] of the scheduled tokens; valid until the next pass."""
+        counts = [piece.count for piece in work]
+        tokens = np.concatenate(
+            [np.asarray(p.sequence.tokens(p.start, p.start + p.count), dtype=np.int64) for p in work]
+        )
+        positions = np.concatenate([np.arange(p.start, p.start + p.count, dtype=np.int64) for p in work])
+        tables = np.zeros((len(work), max(len(p.sequence.blocks) for p in work)), dtype=np.int32)
+        for table, piece in zip(tables, work, strict=True):
+            table[: len(piece.sequence.blocks)] = piece.sequence.blocks
+        owner = np.repeat(np.arange(len(work)), counts)
+        slots = tables[owner, positions // self.block_size].astype(np.int64) * self.block_size
+        slots += positions % self.block_size
+        starts = np.cumsum([0, *counts[:-1]])
+        spans = np.array([starts, counts, [p.start + p.count for p in work]], dtype=np.int64).T.copy()
+        here = kernels()
+        self._recorder.program.run(
+            here.pool,
+            here.kernels,
+            len(tokens),
+            tokens.ctypes.data,
+            positions.ctypes.data,
+            slots.ctypes.data,
+            len(work),
+            spans.ctypes.data,
+            tables.ctypes.data,
+            tables.shape[1],
+            self._deterministic,
+        )
+        return self._rows[: len(tokens)]
+
+
+def record(model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False) -> NativePass | None:
+    """A native pass over a packed model, or None (and the reason in the log) where it cannot be recorded."""
+    try:
+        return NativePass(model, num_blocks, block_size, deterministic=deterministic)
+    except CannotRecord as reason:
+        log.info("this model runs on torch: %s", reason)
+        return None
