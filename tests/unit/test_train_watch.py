@@ -134,7 +134,7 @@ def test_a_file_that_is_true_is_not_touched(tmp_path: Path) -> None:
 
 def test_steps_that_a_roll_back_made_void_are_not_drawn(tmp_path: Path) -> None:
     lines = [{"step": s, "loss": 2.0} for s in (1, 2, 3, 4)]
-    lines += [{"step": 4, "event": "rollback", "message": "to 2", "to_step": 2}]
+    lines += [{"step": 2, "event": "rollback", "message": "back at step 2"}]
     lines += [{"step": s, "loss": 1.0} for s in (3, 4)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [(r["step"], r["loss"]) for r in read_run(tmp_path).steps] == [(1, 2.0), (2, 2.0), (3, 1.0), (4, 1.0)]

@@ -120,7 +120,7 @@ def read_run(folder: Path) -> RunFiles:
         if "event" in row:
             files.events.append(row)
             if row["event"] == "rollback":
-                back = row.get("to_step", row["step"])
+                back = row["step"]  # the checkpoint's
                 files.steps = [r for r in files.steps if r["step"] <= back]
                 files.evaluations = [r for r in files.evaluations if r["step"] <= back]
         else:
