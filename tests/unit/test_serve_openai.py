@@ -453,7 +453,7 @@ def test_a_client_that_leaves_ends_its_work(base: str, stream: bool) -> None:
     tokens, n = 400, 100
     body = {"model": "tiny", "messages": ASK, "max_tokens": tokens, "n": n, "ignore_eos": True, "stream": stream}
     before = _metric(base, "vllm:generation_tokens_total")
-    with httpx.Client(timeout=0.3) as http:
+    with httpx.Client(timeout=60 if stream else 0.3) as http:
         if stream:
             with http.stream("POST", f"{base}/v1/chat/completions", json=body) as reply:
                 next(reply.iter_lines())
@@ -551,7 +551,8 @@ def test_no_odd_value_is_a_fault_of_the_server(base: str, route: str) -> None:
     fields = schemas["components"]["schemas"][body.rsplit("/", 1)[1]]["properties"]
     assert len(fields) >= 2
     with httpx.Client(timeout=60) as http:
-        for field in [*fields, "\\ud800"]:
+        known = [name for name, schema in fields.items() if "title" in schema]  # not those only named to be refused
+        for field in [*known, "\\ud800"]:
             for odd in ODD:
                 rest = {name: value for name, value in {"model": "tiny", **ROUTES[route]}.items() if name != field}
                 text = f'{{"{field}": {odd}, {json.dumps(rest)[1:]}'
