@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,10 +18,15 @@ import torch
 from tokenmill.core.errors import UsageError
 from tokenmill.core.threads import allowed_cpus
 
-try:
-    from tokenmill import _native
-except ImportError:  # not built: pip found no compiler
-    _native = None  # type: ignore[assignment]
+
+def _load() -> Any:
+    try:
+        return import_module("tokenmill._native")
+    except ImportError:  # not built: pip found no compiler
+        return None
+
+
+_native = _load()
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Recorder:
             return weight
         if weight.dtype not in FLOATS:
             raise CannotRecord(f"weights in {weight.dtype}")
-        return self.kept(Packed.from_floats(weight))  # type: ignore[no-any-return]
+        return self.kept(Packed.from_floats(weight))
 
     def rms_norm(self, x: Symbol, weight: Tensor, eps: float) -> Symbol:
         y, size = self._new(*x.shape[1:]), x.shape[-1]

@@ -72,7 +72,7 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if args and isinstance(args[0], Traced):
-            return args[0].recorder.record(self.name, *args, **kwargs)  # type: ignore[no-any-return]
+            return args[0].recorder.record(self.name, *args, **kwargs)
         forced = _forced.get()
         if forced is None:
             forced = _forced_by_environment(os.environ.get("TOKENMILL_BACKEND", ""))
