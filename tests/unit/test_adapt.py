@@ -285,6 +285,24 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(config: AdapterConfig, 
     assert switch_of(model).configs == {}
 
 
+def test_loading_one_does_not_freeze_another(base: Path, tmp_path: Path) -> None:
+    trained(base, tmp_path / "one", AdapterConfig(rank=2))
+    model = load_model(base, dtype="float32")
+    adapt(model, AdapterConfig(rank=3), name="policy")
+    load_adapter(model, tmp_path / "one", "reference")
+    parts = {n.split(".adapters.")[1].split(".")[0] for n, p in model.network.named_parameters() if p.requires_grad}
+    assert parts == {"policy"}
+
+
+def test_a_row_of_zeros_stays_zero_under_dora(base: Path) -> None:
+    model = load_model(base, dtype="float32")
+    model.network.get_submodule("layers.0.mlp.up").weight.data[3] = 0
+    adapt(model, AdapterConfig(kind="dora", rank=2))
+    assert logits(model).isfinite().all()
+    merge_adapter(model)
+    assert logits(model).isfinite().all()
+
+
 def test_a_model_with_adapters_is_not_written_in_silence(base: Path, tmp_path: Path) -> None:
     model = load_model(base, dtype="float32")
     adapt(model, AdapterConfig(rank=2))

@@ -52,8 +52,10 @@ def load_adapter(model: Model, path: Path | str, name: str = "default", *, train
     except Exception:
         remove_adapter(model, name)
         raise
-    if not trainable:
-        model.network.requires_grad_(False)
+    if not trainable:  # this adapter alone: another may be in training beside it
+        for parameter_name, parameter in model.network.named_parameters():
+            if f".adapters.{name}." in f".{parameter_name}":
+                parameter.requires_grad_(False)
     return count
 
 

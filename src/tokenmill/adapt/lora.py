@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from tokenmill.adapt.layers import Adapter, AddProduct
 from tokenmill.nn.linear import LinearLayer
 
+TINY = 1e-24
+"""Least square of a row's length: a row of zeros has no direction, and should stay zero."""
+
 
 def new_a(rank: int, in_features: int, generator: torch.Generator) -> Tensor:
     """Uniform in ±1/sqrt(in): PEFT's kaiming_uniform with a = sqrt(5). Float32 [R, I]."""
@@ -63,7 +66,7 @@ class Dora(Lora):
             self._base_squares_O = weight_OI.square().sum(1)
         a_RI, b_OR = self.a.float(), self.b.float() * self.scale
         mixed_O = ((weight_OI @ a_RI.t()) * b_OR).sum(1)
-        return (self._base_squares_O + 2 * mixed_O + ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(1)).clamp(min=0).sqrt()
+        return (self._base_squares_O + 2 * mixed_O + ((b_OR @ (a_RI @ a_RI.t())) * b_OR).sum(1)).clamp(min=TINY).sqrt()
 
     def after(self, x: Tensor, y: Tensor, plain: Tensor, base: LinearLayer) -> Tensor:
         if self.training and self.dropout:
@@ -77,5 +80,5 @@ class Dora(Lora):
 
     def fold(self, weight_OI: Tensor, bias_O: Tensor | None, base_OI: Tensor) -> tuple[Tensor, Tensor | None]:
         summed_OI = base_OI + self.scale * (self.b.float() @ self.a.float())
-        factor_O = self.magnitude.float() / summed_OI.norm(dim=1)
+        factor_O = self.magnitude.float() / summed_OI.norm(dim=1).clamp(min=TINY**0.5)
         return weight_OI + (factor_O[:, None] * summed_OI - base_OI), bias_O
