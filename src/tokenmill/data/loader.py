@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -199,7 +200,7 @@ class Loader:
             "window": place.window,
             "row": place.row,
             "rows": place.rows,
-            **self._identity(),
+            **self._identity,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -208,7 +209,7 @@ class Loader:
         Raises:
             ConfigError: the state belongs to other data or to another order.
         """
-        ours = self._identity()
+        ours = self._identity
         wrong = [f"{name} was {state.get(name)!r}, is {ours[name]!r}" for name in ours if state.get(name) != ours[name]]
         if wrong:
             raise ConfigError(f"the run cannot go on with this data in the same order: {'; '.join(wrong)}")
@@ -223,7 +224,9 @@ class Loader:
             _, place = self._take(place)
         self._place = place
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
+        """What an order follows from, beside the position; hashing a large data set takes a moment, so once."""
         names = ("seq_len", "seed", "packing", "shuffle")
         return {"dataset": self.dataset.fingerprint, **{name: getattr(self, name) for name in names}}
 
