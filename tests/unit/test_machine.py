@@ -41,3 +41,32 @@ def test_where_nothing_is_told_nothing_is_guessed(monkeypatch: pytest.MonkeyPatc
 
 def test_free_disk_of_a_folder_to_be(tmp_path: Path) -> None:
     assert machine.free_disk(tmp_path / "not" / "yet") > 0
+
+
+def test_free_memory_is_given_back() -> None:
+    """Holes of the heap: every second of many small buffers is freed, and the process shrinks."""
+    import ctypes
+    import sys
+
+    import pytest
+
+    from tokenmill.core.allocator import give_back_free_memory
+    from tokenmill.core.machine import process_memory
+
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("glibc only")
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    size = 64 * 1024
+    buffers = [libc.malloc(size) for _ in range(1000)]
+    for buffer in buffers:
+        libc.memset(buffer, 1, size)
+    for buffer in buffers[::2]:
+        libc.free(buffer)
+    before = process_memory()[0]
+    give_back_free_memory()
+    after = process_memory()[0]
+    for buffer in buffers[1::2]:
+        libc.free(buffer)
+    assert before - after > 500 * size * 0.5

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from tokenmill.core.allocator import give_back_free_memory
 from tokenmill.nn.context import Packed
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import Linear
@@ -16,6 +17,10 @@ from tokenmill.train.objectives.base import Loss
 if TYPE_CHECKING:
     from tokenmill.data.batch import Batch
     from tokenmill.nn.decoder import Decoder
+
+
+LARGE = 1024
+"""Tokens from which on a micro-batch's memory is worth a few milliseconds."""
 
 
 def head_loss(model: Decoder, hidden_TC: Tensor, labels_T: Tensor, z_loss: float = 0.0) -> CrossEntropy:
@@ -48,6 +53,8 @@ class NextToken:
     def __call__(self, model: Any, batch: Batch) -> Loss:
         context = Packed(batch.lengths, batch.tokens_T.device)
         hidden_TC = model.hidden(batch.tokens_T, context)
+        if len(hidden_TC) >= LARGE and hidden_TC.requires_grad and hidden_TC.device.type == "cpu":
+            give_back_free_memory()  # the loss needs the largest tensors, while all activations are there
         loss = head_loss(model, hidden_TC, batch.labels_T, self.z_loss)
         metrics = {} if self.z_loss == 0.0 else {"z_loss": float(loss.z_loss)}
         return Loss(loss.loss, batch.num_labels, metrics)
