@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 COLOURS = {"tokenmill": "#2563eb", "llama.cpp": "#d97706", "vllm": "#7c3aed"}
-BAR, GAP, LEFT, WIDTH, RIGHT = 16, 10, 150, 420, 150
+BAR, GAP, LEFT, WIDTH, RIGHT = 16, 10, 170, 420, 150
 
 INTRODUCTION = """\
 # Benchmarks
@@ -77,11 +77,11 @@ def conditions(results: dict[str, Any]) -> str:
         machine = row["machine"]
         programs = ", ".join(f"{peer['name']} {peer['version']}" for peer in row["programs"])
         line = (
-            f"Measured on {machine['cpu']} ({', '.join(machine['features'])}), {row['threads']} threads, "
+            f"Measured on {machine['cpu']} ({', '.join(machine['features'])}), threads: {row['threads']}, "
             f"{machine['memory_gb']} GB, {machine['system']}; tokenmill {machine['tokenmill']} computing in "
             f"{row['dtype']}, torch {machine['torch']}; {programs}. Load of the machine: {machine['load']}."
         )
-        said.append(line)
+        said.append(f"{line} {row['note']}".rstrip())
     return "\n\n".join(dict.fromkeys(said))
 
 

@@ -38,9 +38,10 @@ def file_of(name: str, number_format: str, tools: Path, folder: Path) -> Path:
     return target
 
 
-def merged(old: dict[str, Any], new: dict[str, Any], number_format: str) -> dict[str, Any]:
+def merged(old: dict[str, Any], new: dict[str, Any], number_format: str, note: str = "") -> dict[str, Any]:
     """`old` results with the rows of one run of `bench throughput`, each with what it was measured with."""
     common = {key: new[key] for key in ("dtype", "threads", "repeat", "machine", "roof")} | {"programs": new["peers"]}
+    common["note"] = note
     rows = [{"format": number_format, **row, **common} for row in new["results"]]
     fresh = {tuple(row[key] for key in SHAPE) for row in rows}
     kept = [row for row in old.get("rows", []) if tuple(row[key] for key in SHAPE) not in fresh]
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--peer-dir", type=Path)
     parser.add_argument("--vs", default="llama.cpp")
     parser.add_argument("--formats", default="Q4_1,Q4_0,Q8_0,Q4_K_M")
+    parser.add_argument("--note", default="", help="what else a reader has to know of this run; goes onto the page")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given, flags = parser.parse_known_args()  # the rest is for bench throughput: --batch, --prompt-len, …
     tools = find_peer("llama.cpp", given.peer_dir)
@@ -66,7 +68,7 @@ def main() -> None:
                 [sys.executable, "-m", "tokenmill", *words], stdout=subprocess.PIPE, text=True, check=True
             )
             old = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {"model": given.model}
-            results = merged(old, json.loads(done.stdout.splitlines()[-1]), number_format)
+            results = merged(old, json.loads(done.stdout.splitlines()[-1]), number_format, given.note)
             given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             print(f"{number_format}: done", file=sys.stderr)
 
