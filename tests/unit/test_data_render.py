@@ -282,3 +282,13 @@ def test_rows_that_are_not_what_they_promise(row: dict[str, Any], part: str) -> 
 def test_preferences_are_known_and_refused(row: dict[str, Any]) -> None:
     with pytest.raises(PreferenceError, match="preference"):
         parse_row(row)
+
+
+def test_new_tokens_stand_behind_the_vocabulary_and_are_whole(backend: Backend) -> None:
+    before = tokenizer(backend, None)
+    after = before.with_tokens(["<plan>", "the"])
+    assert after.token_to_id("<plan>") == before.vocab_size
+    assert after.encode("fox<plan>fox", parse_special=False).count(before.vocab_size) == 1
+    assert after.fingerprint != before.fingerprint
+    assert after.encode("bathe") == before.encode("bathe"), "what was a token before is not cut out of words"
+    assert before.token_to_id("<plan>") is None, "the old one is left as it was"

@@ -185,7 +185,9 @@ class Tokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Tokenizer:
         """The same with these texts as tokens of their own, behind the vocabulary; those it has already stay as is."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        backend.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in texts])
+        # one that is there already would be cut out of longer words from now on
+        new = [text for text in texts if backend.token_to_id(text) is None]
+        backend.add_tokens([tokenizers.AddedToken(text, special=False, normalized=False) for text in new])
         return Tokenizer(
             backend,
             origin=self._origin,
