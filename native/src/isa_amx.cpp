@@ -9,6 +9,9 @@
 // clang-format off
 #include "matmul.inl"
 #include "amx.inl"
+#include "rows.inl"
+#include "attention.inl"
+#include "attention_amx.inl"
 // clang-format on
 
 namespace tokenmill {
@@ -22,13 +25,19 @@ void linear(const Weight& w, int64_t first, int64_t last, const Inputs& in, cons
   });
 }
 
+void attend_tile(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
+                 int64_t first, int64_t last, float* y, float* scratch) {
+  const bool fits = c.bf16 && c.head_dim % 32 == 0;
+  (fits ? amx::attend_tiles : avx512_kernels()->attend_tile)(c, shape, s, q, head, first, last, y, scratch);
+}
+
 }  // namespace
 
 const Kernels* amx_kernels() {
   if (!avx512_kernels()) return nullptr;
   static const Kernels table = [] {
     Kernels k = *avx512_kernels();
-    k.name = "amx", k.tiles = true, k.linear = linear;
+    k.name = "amx", k.tiles = true, k.linear = linear, k.attend_tile = attend_tile;
     return k;
   }();
   return &table;
