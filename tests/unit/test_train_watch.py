@@ -310,3 +310,18 @@ def _seconds(work: Callable[[], object]) -> float:
 @pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min")])
 def test_times_left_read_well(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(folder: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tokenmill.train.report.write_report", full)
+    watcher = Watchers(*watchers(recipe("trackers=[]").recipe, screen=False))
+    watcher.on_start(start(tmp_path, recipe(), nn.Linear(1, 1)))
+    watcher.on_step(one_step(1))
+    watcher.on_end(RunEnd(1, "finished", {}, None))
+    assert "No space left" in caplog.text
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1]

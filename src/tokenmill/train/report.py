@@ -22,11 +22,14 @@ from tokenmill.config.run_config import read_run_config
 from tokenmill.core.errors import TokenmillError
 from tokenmill.core.html import Mark, Series, line_chart, render_page, write_page
 from tokenmill.core.html.charts import figure_text, smoothed
+from tokenmill.core.log import get_logger
 from tokenmill.core.terminal import clean
 from tokenmill.train.watch.files import METRICS, RUN, SAMPLES, read_json
 from tokenmill.train.watch.progress import duration
 from tokenmill.train.watch.rows import Kind, Row
 from tokenmill.train.watch_protocol import RunEnd, RunStart
+
+log = get_logger(__name__)
 
 NAME = "report.html"
 COST = 50
@@ -51,7 +54,7 @@ class RunFiles:
 
 
 class Report:
-    """Sink that keeps ``report.html`` young."""
+    """Sink that keeps ``report.html`` young. A page that cannot be written (a full disk) does not end a run."""
 
     def __init__(self) -> None:
         self._folder = Path()
@@ -73,7 +76,11 @@ class Report:
 
     def _write(self) -> None:
         begin = time.monotonic()
-        write_report(self._folder)
+        try:
+            write_report(self._folder)
+        except Exception as error:
+            log.warning("%s could not be written: %s: %s", NAME, type(error).__name__, error)
+        # DEL not be written: {type(error).__name__}: {error}")
         self._next = time.monotonic() + max(AT_LEAST_S, COST * (time.monotonic() - begin))
 
 
@@ -99,7 +106,8 @@ def report_page(folder: Path) -> str:
         tiles=tiles(files),
         charts=charts(files),
         evaluations=files.evaluations[-30:],
-        events=files.events[-100:],
+        events=[row for row in files.events if row["event"] != "checkpoint"][-100:],
+        checkpoints=[row["step"] for row in files.events if row["event"] == "checkpoint"],
         bad_events=BAD_EVENTS,
         samples=[
             {"step": row["step"], "prompt": clean(row["prompt"]), "text": clean(row["text"])}

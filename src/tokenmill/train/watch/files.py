@@ -16,11 +16,14 @@ from typing import IO, Any
 
 import torch
 
+from tokenmill.core.log import get_logger
 from tokenmill.core.machine import probe_machine
 from tokenmill.core.paths import atomic_write
 from tokenmill.core.version import __version__
 from tokenmill.train.watch.rows import Kind, Meter, Row
 from tokenmill.train.watch_protocol import RunEnd, RunStart
+
+log = get_logger(__name__)
 
 METRICS, SAMPLES, RUN = "metrics.jsonl", "samples.jsonl", "run.json"
 
@@ -46,8 +49,11 @@ class Files:
             return
         file = self._samples if kind == "sample" else self._metrics
         assert file is not None, "put before start"
-        file.write(json_line(row))
-        file.flush()
+        try:
+            file.write(json_line(row))
+            file.flush()
+        except OSError as error:  # a full disk: what a run has learned is worth more than a line about it
+            log.warning("%s: a line is lost: %s", file.name, error)
 
     def end(self, end: RunEnd) -> None:
         """Close the files."""

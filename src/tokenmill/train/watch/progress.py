@@ -30,6 +30,7 @@ class Progress:
         self._task: Any = None
         self._total = 0
         self._said_at = float("-inf")
+        self._sampled = -1
 
     def start(self, run: RunStart) -> None:
         """Say where the run's folder is, and draw the bar on a terminal."""
@@ -49,7 +50,8 @@ class Progress:
             self._say(f"step {row['step']}: {evaluation_text(row)}")
         elif kind == "event":
             self._say(f"step {row['step']}: {row['event']}: {row['message']}")
-        elif kind == "sample":
+        elif kind == "sample" and row["step"] != self._sampled:  # one of them; all are in the file and the report
+            self._sampled = row["step"]
             self._say(f"step {row['step']}: sample: {_short(row['prompt'])} ▸ {_short(row['text'])}")
 
     def end(self, end: RunEnd) -> None:
