@@ -41,8 +41,9 @@ class DocumentAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out_THD: Tensor) -> tuple[Tensor | None, ...]:
-        q_THD, k_TKD, v_TKD = ctx.saved_tensors
-        gradients = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in ctx.saved_tensors)
+        saved = ctx.saved_tensors  # asked for once: under a checkpoint a second time is an error
+        q_THD, k_TKD, v_TKD = saved
+        gradients = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in saved)
         tensors = (q_THD, k_TKD, v_TKD, d_out_THD, *gradients)
         for q, k, v, d_out, d_q, d_k, d_v in zip(*(t.split(ctx.lens) for t in tensors), strict=True):
             _document(q, k, v, d_out, (d_q, d_k, d_v), ctx.scale, ctx.window)
