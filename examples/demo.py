@@ -2,14 +2,17 @@
 
 Each stage runs the same commands that you would type, checks what came back, and adds a row to the table and to an
 offline HTML report under `runs/`. A stage that fails ends the demo with exit status 1; the report says where.
+`DEMO=quick make demo` trains for a shorter time: what comes out is poorer, the way is the same.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +24,13 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs"
+QUICK = os.environ.get("DEMO") == "quick"
 MODEL = "smollm2:135m"
 QUESTION = "What is the capital of France?"
 TEXT = HERE / "texts" / "alice.txt"  # Lewis Carroll, 1865: in the public domain
+BOOK = "texts/devils-dictionary.txt"  # Ambrose Bierce, 1911: in the public domain
+DEFINITIONS = "data/definitions.jsonl"  # of the same book, as questions and answers
+WORD = "homework"  # not among them
 
 
 class StageFailedError(Exception):
@@ -52,6 +59,10 @@ class Stage:
     """Text worth showing as it is: an answer."""
     figures: list[Figure] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    charts: list[str] = field(default_factory=list)
+    """Curves, as `tokenmill.core.html.line_chart` draws them."""
+    links: list[tuple[str, str]] = field(default_factory=list)
+    """Text and address, from the report's folder."""
 
     def tokenmill(self, *words: str) -> dict[str, Any]:
         """Run `tokenmill WORDS --json` and give its document; progress goes to the terminal."""
@@ -130,6 +141,61 @@ def measure_it(stage: Stage) -> str:
     return f"perplexity {result['ppl']:.2f}"
 
 
+def pretrain_one(stage: Stage) -> str:
+    """A new model, tokenizer and all, that has seen one book and nothing else."""
+    length = ["steps=60"] if QUICK else []
+    run = stage.tokenmill("train", "pretrain", "size=tiny", f"data={BOOK}", f"out={RUNS}", *length)
+    _show_training(stage, run)
+    stage.quote = _answer(stage, "FRIENDSHIP, n.", run["model"], "--temperature", "0.7", "--seed", "1", tokens=80)
+    bits = min(row["eval_bits_per_byte"] for row in _metrics(run) if "eval_bits_per_byte" in row)
+    if bits > (3.0 if QUICK else 2.6):
+        raise StageFailedError(f"{bits:.2f} bits per byte of held-out text: it has learned too little")
+    return f"{bits:.2f} bits per byte of text it has not seen; untrained: 8"
+
+
+def tune_it(stage: Stage) -> str:
+    """The default model learns to define words as Ambrose Bierce did; the word asked for is not in the examples."""
+    question = f'What does "{WORD}" mean?'
+    before = _answer(stage, question, MODEL, tokens=60)
+    length = ["epochs=1" if QUICK else "epochs=2", "eval_every=12"]
+    run = stage.tokenmill("train", "lora", f"model={MODEL}", f"data={DEFINITIONS}", f"out={RUNS}", *length)
+    _show_training(stage, run)
+    after = _answer(stage, question, MODEL, "--adapter", run["model"], tokens=60)
+    stage.quote = f"{question}\n\nbefore: {before.strip()}\n\nafter: {after.strip()}"
+    form = re.compile(r"[A-Z' -]+, n\. ")
+    if form.match(before) or not form.match(after):
+        raise StageFailedError(f"the answer should have the book's form after tuning and not before: {after!r}")
+    return f"it defines as the book does: {after.split('. ')[0]}."
+
+
+def _answer(stage: Stage, prompt: str, model: str, *more: str, tokens: int) -> str:
+    words = more if "--temperature" in more else (*more, "--temperature", "0")
+    return str(stage.tokenmill("run", model, prompt, *words, "--max-tokens", str(tokens))["text"])
+
+
+def _show_training(stage: Stage, run: dict[str, Any]) -> None:
+    """The loss curve and figures of a training run, and the way to its own report."""
+    from tokenmill.core.html import Series, line_chart
+
+    rows = _metrics(run)
+    curves = [
+        Series(name, [(row["step"], row[key]) for row in rows if row.get(key) is not None])
+        for name, key in (("training", "loss"), ("held out", "eval_loss"))
+    ]
+    stage.charts.append(line_chart("Loss, nats a token", curves))
+    stage.links.append(("the run's own report", f"../{Path(run['folder']).name}/report.html"))
+    steps = [row for row in rows if "tokens_per_s" in row]
+    stage.figure("tokens seen", f"{steps[-1]['total_tokens']:,} in {len(steps)} steps")
+    stage.figure("speed", f"{statistics.median(row['tokens_per_s'] for row in steps):.0f} tokens/s")
+    stage.figure("share of peak FLOPs", f"{100 * statistics.median(row['mfu'] for row in steps):.0f} %")
+    stage.figure("peak memory", f"{steps[-1]['memory_mb'] / 1e3:.2f} GB")
+
+
+def _metrics(run: dict[str, Any]) -> list[dict[str, Any]]:
+    text = (Path(run["folder"]) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def serve_it(stage: Stage) -> str:
     """The server as a process of its own, asked through HTTP as any OpenAI client would, then ended."""
     with socket.socket() as free:
@@ -176,6 +242,8 @@ STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
     ("Ask", QUESTION, ask_it),
     ("Customise", "A Modelfile gives it a system message and its own sampling.", give_it_a_role),
     ("Measure", "Perplexity of the opening of Alice in Wonderland, windows as llama.cpp takes them.", measure_it),
+    ("Pretrain", "A new model on one book: Ambrose Bierce's Devil's Dictionary, 1911.", pretrain_one),
+    ("Fine-tune", "LoRA on 394 definitions of that book: how does it define a word that is not among them?", tune_it),
     ("Serve", "The same question to a server, in OpenAI's protocol.", serve_it),
 ]
 
@@ -212,24 +280,19 @@ def print_table(stages: list[Stage]) -> None:
 
 def write_report(stages: list[Stage], folder: Path) -> Path:
     """The HTML report and the figures behind it. What came from a model is escaped by the template engine."""
-    from jinja2 import Environment
+    from tokenmill.core.html import render_page, write_page
 
-    folder.mkdir(parents=True)
-    template = (HERE / "demo_report.html.jinja").read_text(encoding="utf-8")
-    page = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            stages=stages,
-            failed=any(stage.failed for stage in stages),
-            total=sum(stage.seconds for stage in stages),
-            longest=max(stage.seconds for stage in stages),
-            model=MODEL,
-            when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        )
+    page = render_page(
+        (HERE / "demo_report.html.jinja").read_text(encoding="utf-8"),
+        stages=stages,
+        failed=any(stage.failed for stage in stages),
+        total=sum(stage.seconds for stage in stages),
+        longest=max(stage.seconds for stage in stages),
+        model=MODEL,
+        when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     report = folder / "report.html"
-    report.write_text(page, encoding="utf-8")
+    write_page(report, page)
     latest = folder.parent / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(folder.name)

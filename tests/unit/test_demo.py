@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -71,3 +72,40 @@ def test_the_question_is_checked(demo: ModuleType, monkeypatch: pytest.MonkeyPat
         demo.ask_it(stage)
     answer["text"] = "It is Paris."
     assert demo.ask_it(stage) == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("after", "passes"),
+    [("HOMEWORK, n. A tax on evenings.", True), ("Homework is work done at home.", False)],
+)
+def test_tuning_must_show(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: str, passes: bool
+) -> None:
+    folder = tmp_path / "2026-01-01_00-00-00-lora"
+    folder.mkdir()
+    step = {"loss": 3.0, "tokens_per_s": 100.0, "total_tokens": 1024, "mfu": 0.4, "memory_mb": 900.0}
+    rows = [{"step": n, **step} for n in (1, 2)] + [{"step": 2, "eval_loss": 2.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def answered(self: object, *words: str) -> dict[str, object]:
+        stage.commands.append(" ".join(words))
+        if words[0] == "train":
+            return {"folder": str(folder), "model": str(folder / "model")}
+        return {"text": after if "--adapter" in words else "Homework is an assignment."}
+
+    monkeypatch.setattr(demo.Stage, "tokenmill", answered)
+    stage = demo.Stage("Fine-tune", "", seconds=1.0)
+    if not passes:
+        with pytest.raises(demo.StageFailedError, match="form after tuning"):
+            demo.tune_it(stage)
+        return
+    demo.tune_it(stage)
+    assert "before: Homework is an assignment." in stage.quote
+    assert f"after: {after}" in stage.quote
+    page = demo.write_report([stage], tmp_path / "runs" / "demo").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert f'href="../{folder.name}/report.html"' in page
+
+
+def test_the_word_that_is_asked_for_is_not_among_the_examples(demo: ModuleType) -> None:
+    assert demo.WORD not in (EXAMPLES / demo.DEFINITIONS).read_text(encoding="utf-8").lower()
