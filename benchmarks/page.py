@@ -123,7 +123,11 @@ def serving_section(overhead: dict[str, Any], promises: dict[str, dict[str, Any]
     """What the server promises, and what was measured."""
     rows = []
     if overhead:
-        rates = f"{overhead['engine_tok_s']:.0f} tok/s in the engine, {overhead['server_tok_s']:.0f} over HTTP"
+        rates = (
+            f"{overhead['engine_tok_s']:.1f} tok/s in the engine, {overhead['server_tok_s']:.1f} over HTTP, "
+            f"processor time {100 * overhead['cpu_overhead']:+.1f} % (threads: {overhead['threads']}, "
+            f"load: {overhead['machine']['load']})"
+        )
         rows.append(
             [
                 f"HTTP and scheduling at batch {overhead['batch']}",

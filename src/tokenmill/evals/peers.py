@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -249,8 +248,3 @@ def _environment(cores: Cores) -> dict[str, str]:
     if cores.used:
         bound |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in cores.used)}
     return {**os.environ, **bound}
-
-
-def allowed_cores() -> tuple[int, ...]:
-    """The cores that this process may use. Ask before torch is imported, which may bind the thread that asks."""
-    return tuple(sorted(os.sched_getaffinity(0))) if sys.platform == "linux" else ()

@@ -9,6 +9,7 @@ import typer
 
 from tokenmill.cli.bench.shapes import Batch, DType, GenLen, Model, PromptLen, shapes, software_and_machine
 from tokenmill.cli.output import Json, PullProgress, columns, emit, step_progress
+from tokenmill.core.machine import allowed_cores
 
 EPILOG = """\b
 Example:
@@ -28,8 +29,6 @@ def latency(
     as_json: Json = False,
 ) -> None:
     """Time to the first token, between tokens, per token and to the end, of batches on an idle engine."""
-    from tokenmill.evals.peers import allowed_cores
-
     cores = allowed_cores()
     import torch
 

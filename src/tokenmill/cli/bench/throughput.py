@@ -15,6 +15,7 @@ import typer
 
 from tokenmill.cli.bench.shapes import Batch, DType, GenLen, Model, PromptLen, shapes, software_and_machine
 from tokenmill.cli.output import Json, PullProgress, columns, emit, note, step_progress
+from tokenmill.core.machine import allowed_cores
 
 if TYPE_CHECKING:
     from tokenmill import LLM
@@ -43,9 +44,9 @@ def throughput(
 ) -> None:
     """Tokens a second, reading prompts and writing answers, by batch size. Quiet machines give true figures."""
     started = time.perf_counter()
-    from tokenmill.evals.peers import Cores, allowed_cores, find_peer, peer_names
+    cores = allowed_cores()  # before torch is imported, which may bind this thread to one
+    from tokenmill.evals.peers import Cores, find_peer, peer_names
 
-    cores = allowed_cores()
     found = {name: find_peer(name, peer_dir) for name in peer_names(vs)}  # before the time that loading takes
 
     import torch
