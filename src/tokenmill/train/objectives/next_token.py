@@ -53,12 +53,9 @@ class NextToken:
     def __call__(self, model: Any, batch: Batch) -> Loss:
         context = Packed(batch.lengths, batch.tokens_T.device)
         hidden_TC = model.hidden(batch.tokens_T, context)
-        large = len(hidden_TC) >= LARGE and hidden_TC.requires_grad and hidden_TC.device.type == "cpu"
-        if large:  # the loss needs the largest tensors, while all activations are there
-            give_back_free_memory()
+        if len(hidden_TC) >= LARGE and hidden_TC.requires_grad and hidden_TC.device.type == "cpu":
+            give_back_free_memory()  # the loss needs the largest tensors, while all activations are there
         loss = head_loss(model, hidden_TC, batch.labels_T, self.z_loss)
-        if large:  # and the gradients come where its scores were
-            give_back_free_memory()
         metrics = {} if self.z_loss == 0.0 else {"z_loss": float(loss.z_loss)}
         return Loss(loss.loss, batch.num_labels, metrics)
 
