@@ -74,7 +74,8 @@ class Bidirectional:
         self.lengths_T = _repeat(self.lengths, self.lengths, device)
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
-        assert not (how["window"] or how["softcap"]), "no encoder has these"
+        assert not how["window"], "no encoder has windows"
+        assert not how["softcap"], "no encoder caps its scores"
         return full_attention(
             q_THD,
             k_TKD,
