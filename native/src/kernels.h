@@ -71,9 +71,15 @@ struct Kernels {
                       int64_t first, int64_t last, float* y, float* scratch);
 };
 
+/// Panels that the matrix tiles take at a time: their bfloat16 form is to stay in the second-level cache.
+TOKENMILL_INLINE int64_t tile_panels(int64_t padded_k) {
+  const int64_t fit = (int64_t{1} << 19) / (32 * padded_k) / 2 * 2;
+  return fit < 2 ? 2 : fit > 16 ? 16 : fit;
+}
+
 /// Floats of scratch that a thread must bring for `linear` and the attention kernels.
 TOKENMILL_INLINE int64_t scratch_floats(int64_t max_k, int64_t head_dim) {
-  const int64_t panels = 32 * ((max_k + chunk - 1) / chunk * chunk) / 2 + 1024;  // two panels in bfloat16, one tile
+  const int64_t kp = (max_k + chunk - 1) / chunk * chunk, panels = tile_panels(kp) * 16 * kp / 2 + 1024;
   const int64_t tiles = 64 * (6 * (head_dim + 64) + 64) + 4096;
   return panels > tiles ? panels : tiles;
 }

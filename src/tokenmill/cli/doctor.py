@@ -33,6 +33,7 @@ def doctor(as_json: Json = False) -> None:
         "software": software(),
         "machine": machine(),
         "accelerators": accelerators(),
+        "kernels": kernels(),
         "operations": operations(),
         "extras": extras(),
         "store": store(),
@@ -83,6 +84,14 @@ def accelerators() -> list[dict[str, Any]]:
     return found
 
 
+def kernels() -> dict[str, Any]:
+    """The compiled CPU kernels: the instruction set they run on, or why they are not used."""
+    from tokenmill.ops.native import native, why_not
+
+    found = native()
+    return {"isa": found and found.isa, "threads": found and found.pool.threads, "reason": why_not()}
+
+
 def operations() -> dict[str, list[str]]:
     """Each operation's backends, the most wanted first; each takes the calls that it can do, the reference the rest."""
     import tokenmill.ops
@@ -127,6 +136,9 @@ def advice(report: dict[str, Any]) -> list[str]:
         missing = [name for name, version in packages.items() if version is None]
         if missing:
             lines.append(f"extra {extra!r} lacks {', '.join(missing)}: pip install 'tokenmill[{extra}]'")
+    if reason := report["kernels"]["reason"]:
+        cost = "quantised files are unpacked to float32 and decode several times slower"
+        lines.append(f"no native CPU kernels, so {cost}: {reason}")
     if not report["store"]["writable"]:
         lines.append(f"{report['store']['path']} cannot be written: set TOKENMILL_HOME to a folder of yours")
     if report["store"]["free"] < LITTLE_DISK:
@@ -143,7 +155,7 @@ def advice(report: dict[str, Any]) -> list[str]:
 
 
 def _text(report: dict[str, Any]) -> str:
-    seen, place = report["machine"], report["store"]
+    seen, place, kernel = report["machine"], report["store"], report["kernels"]
     memory = [
         f"{human_size(seen[key])} {word}"
         for key, word in (("memory_available", "available of"), ("memory_total", "in all"))
@@ -163,6 +175,12 @@ def _text(report: dict[str, Any]) -> str:
             for a in report["accelerators"]
         ]
         or [("none", "everything runs on the CPU")],
+        "Kernels": [
+            (
+                "native",
+                f"{kernel['isa']}, {kernel['threads']} threads" if kernel["isa"] else f"none: {kernel['reason']}",
+            )
+        ],
         "Operations": [(name, " > ".join(backends)) for name, backends in report["operations"].items()],
         "Extras": [
             (extra, ", ".join(f"{name} {version or 'MISSING'}" for name, version in packages.items()))

@@ -10,8 +10,17 @@ from __future__ import annotations
 import os
 import sys
 
-# Asked at import, before OpenMP binds the first thread to a core and all later ones inherit that
-_ALLOWED = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+def _allowed() -> list[int]:
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    seen = sorted(os.sched_getaffinity(0))
+    # Where torch came first, OpenMP may have bound this thread, so what it is allowed says nothing of the process
+    bound = len(seen) == 1 and "torch" in sys.modules and os.environ.get("OMP_PROC_BIND", "false") != "false"
+    return list(range(os.cpu_count() or 1)) if bound else seen
+
+
+_ALLOWED = _allowed()  # at import: later OpenMP binds the first thread to a core, and all new ones inherit that
 
 
 def bind_threads() -> None:
