@@ -66,6 +66,8 @@ inline void scales_at(const uint8_t* base, int64_t c, int half, int shift, f32x1
   }
 }
 
+constexpr int64_t prefetch_ahead = 4096;  // bytes
+
 /// y[M][16] of one panel for M rows of quantised inputs, beginning with row `t`.
 template <Kind KIND, int M>
 inline void panel_dot(const Weight& w, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[M]) {
@@ -77,7 +79,12 @@ inline void panel_dot(const Weight& w, const uint8_t* panel, const Inputs& in, i
   for (int m = 0; m < M; m++) y[m] = splat(0.0f);
   for (int64_t c = 0; c < chunks; c++) {
     u32x16 codes[8];
-    unpack<KIND>(panel + c * chunk_bytes(f), codes);
+    const uint8_t* from = panel + c * chunk_bytes(f);
+    // One row is bound by memory: ask for what comes some chunks later, across the pages that the hardware stops at
+    if constexpr (M == 1)
+#pragma GCC unroll 8
+      for (int i = 0; i < f.bits; i++) __builtin_prefetch(from + prefetch_ahead + 64 * i);
+    unpack<KIND>(from, codes);
 #pragma GCC unroll 2
     for (int half = 0; half < halves; half++) {
       f32x16 scale, minimum;
