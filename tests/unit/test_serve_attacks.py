@@ -194,7 +194,11 @@ def test_nobody_writes_lines_into_the_log(url: str, caplog: pytest.LogCaptureFix
         httpx.get(f"{url}/x%0Arequest_id=forged%0d%1b[2J?key={secret}", headers={"x-request-id": "mine-7"})
         body = {"model": "tiny", "prompt": secret, "stream": False, "options": {"num_predict": 1}}
         httpx.post(f"{url}/api/generate", json=body, headers={"x-api-key": secret}, timeout=60)
-    lines = [record for record in caplog.records if record.name.endswith("guard")]
+        for _ in range(100):  # a line is written behind its answer
+            lines = [record for record in caplog.records if record.name.endswith("guard")]
+            if len(lines) == 2:
+                break
+            time.sleep(0.05)
     assert len(lines) == 2
     for record in lines:
         text, told = record.getMessage(), json.loads(JsonFormatter().format(record))

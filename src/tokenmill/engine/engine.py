@@ -136,6 +136,10 @@ class Engine:
 
     def step(self) -> list[Step]:
         """One pass: schedule, compute, draw. Returns one Step for each request that got a token or an error."""
+        with nullcontext() if isinstance(self._passes, TorchPass) else native_pass.threads_to_itself():
+            return self._step()
+
+    def _step(self) -> list[Step]:
         before = [s.request for s in (*self.scheduler.running, *self.scheduler.waiting)]
         started = time.monotonic()
         work = self.scheduler.schedule(started)
