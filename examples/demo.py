@@ -143,8 +143,8 @@ def measure_it(stage: Stage) -> str:
 
 def pretrain_one(stage: Stage) -> str:
     """A new model, tokenizer and all, that has seen one book and nothing else."""
-    length = ["steps=60"] if QUICK else []
-    run = stage.tokenmill("train", "pretrain", "size=tiny", f"data={BOOK}", "out=../runs", *length)
+    length = "steps=30" if QUICK else "steps=200"
+    run = stage.tokenmill("train", "pretrain", "size=tiny", f"data={BOOK}", "out=../runs", length)
     _show_training(stage, run)
     stage.quote = _answer(stage, "FRIENDSHIP, n.", run["model"], "--temperature", "0.7", "--seed", "1", tokens=80)
     bits = min(row["eval_bits_per_byte"] for row in _metrics(run) if "eval_bits_per_byte" in row)
@@ -157,7 +157,7 @@ def tune_it(stage: Stage) -> str:
     """The default model learns to define words as Ambrose Bierce did; the word asked for is not in the examples."""
     question = f'What does "{WORD}" mean?'
     before = _answer(stage, question, MODEL, tokens=60)
-    length = ["epochs=1" if QUICK else "epochs=2", "eval_every=12"]
+    length = ["steps=12" if QUICK else "epochs=1", "eval_every=12"]
     run = stage.tokenmill("train", "lora", f"model={MODEL}", f"data={DEFINITIONS}", "out=../runs", *length)
     _show_training(stage, run)
     after = _answer(stage, question, MODEL, "--adapter", run["model"], tokens=60)
