@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -251,3 +252,13 @@ def test_a_lower_set_can_be_forced() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "sse9" in done.stderr
     assert "reference" in done.stderr
+
+
+def test_adapters_keep_a_model_on_torch_and_tokens_are_checked(tmp_path: Path) -> None:
+    model = load(tiny.write(SIXTEEN["llama"], tmp_path), pack=True)
+    passes = NativePass(model, 4, 32)
+    beyond = SimpleNamespace(tokens=lambda start, end: [97] * (end - start), blocks=[0])
+    with pytest.raises(IndexError, match="vocabulary"):
+        passes.hidden([SimpleNamespace(sequence=beyond, start=0, count=2)])  # type: ignore[list-item]
+    model.layers[0].attn.q.adapters = torch.nn.ModuleDict()
+    assert isinstance(Engine(model, num_blocks=4)._passes, TorchPass)

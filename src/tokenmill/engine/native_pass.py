@@ -68,6 +68,8 @@ class NativePass:
     def __init__(self, model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False) -> None:
         if block_size % BLOCK_SIZE:
             raise CannotRecord(f"blocks of {block_size} positions, no multiple of {BLOCK_SIZE}")
+        if model.prompt is not None or any(hasattr(module, "adapters") for module in model.modules()):
+            raise CannotRecord("adapters, which may be switched at any time")
         self.model, self.block_size, self._deterministic = model, block_size, deterministic
         dtype = cache_dtype(model)
 
@@ -94,6 +96,8 @@ class NativePass:
         tokens = np.concatenate(
             [np.asarray(p.sequence.tokens(p.start, p.start + p.count), dtype=np.int64) for p in work]
         )
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.config.vocab_size:
+            raise IndexError("a token is not in the vocabulary")  # kernels read where they are told to
         positions = np.concatenate([np.arange(p.start, p.start + p.count, dtype=np.int64) for p in work])
         tables = np.zeros((len(work), max(len(p.sequence.blocks) for p in work)), dtype=np.int32)
         for table, piece in zip(tables, work, strict=True):

@@ -67,10 +67,14 @@ class Symbol(Traced):
             raise CannotRecord("flatten over rows")
         return Symbol(self.recorder, self.buffer, (self.width,))
 
-    def __add__(self, other: Symbol) -> Symbol:
+    def __add__(self, other: object) -> Symbol:
+        if not isinstance(other, Symbol) or other.shape != self.shape:
+            raise CannotRecord("a sum with something other than rows of the same width")
         return self.recorder.add(self, other)
 
     def __mul__(self, factor: float | Tensor) -> Symbol:
+        if isinstance(factor, Tensor) and factor.numel() != 1:
+            raise CannotRecord("a product with a vector")
         return self.recorder.scale(self, float(factor))
 
 
