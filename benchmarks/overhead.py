@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.cli.bench.serve import Running, own_server
-from tokenmill.core.machine import allowed_cores
-from tokenmill.core.threads import bind_threads
+from tokenmill.core.threads import allowed_cores, bind_threads
 
 LIMIT = 0.10
 

@@ -31,6 +31,7 @@ from tokenmill.nn.decoder import Decoder
 from tokenmill.ops.batch_invariant import batch_invariant
 from tokenmill.ops.native import native
 from tokenmill.ops.packed import QUANTISED, Packed, packed_linear
+from tokenmill.ops.program import CannotRecord
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not here")
 
@@ -252,6 +253,13 @@ def test_a_lower_set_can_be_forced() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "sse9" in done.stderr
     assert "reference" in done.stderr
+
+
+def test_a_configuration_beyond_the_kernels_memory_stays_on_torch(tmp_path: Path) -> None:
+    """Kernels do not check: 65 heads that share a key head would write past their scratch."""
+    config = tiny.FAMILIES["llama"] | {"num_attention_heads": 65, "num_key_value_heads": 1, "head_dim": 16}
+    with pytest.raises(CannotRecord, match="65 heads over 1"):
+        NativePass(load(tiny.write(config, tmp_path), pack=True), 4, 32)
 
 
 def test_adapters_keep_a_model_on_torch_and_tokens_are_checked(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from fakes.tiny_llm import tiny_folder
 from tokenmill.cli.app import main
 from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError
-from tokenmill.core.machine import allowed_cores
+from tokenmill.core.threads import allowed_cores
 from tokenmill.evals.peers import VLLM, Cores, LlamaCpp, find_peer, peer_names
 from tokenmill.evals.roof import roof_tok_s, stream_bandwidth, weight_bytes
 from tokenmill.evals.throughput import Rates, Shape

@@ -66,11 +66,6 @@ def probe_machine() -> Machine:
     )
 
 
-def allowed_cores() -> tuple[int, ...]:
-    """The numbers of the cores that this thread may use, where the system says. Ask before torch is imported."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-
-
 def free_disk(path: Path) -> int:
     """Free bytes on the disk that `path` is on, or would be on."""
     while not path.exists():

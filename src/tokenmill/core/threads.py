@@ -11,13 +11,13 @@ import os
 import sys
 
 
-def _allowed() -> list[int]:
+def _allowed() -> tuple[int, ...]:
     if not hasattr(os, "sched_getaffinity"):
-        return []
+        return ()
     seen = sorted(os.sched_getaffinity(0))
     # Where torch came first, OpenMP may have bound this thread, so what it is allowed says nothing of the process
     bound = len(seen) == 1 and "torch" in sys.modules and os.environ.get("OMP_PROC_BIND", "false") != "false"
-    return list(range(os.cpu_count() or 1)) if bound else seen
+    return tuple(range(os.cpu_count() or 1)) if bound else tuple(seen)
 
 
 _ALLOWED = _allowed()  # at import: later OpenMP binds the first thread to a core, and all new ones inherit that
@@ -33,6 +33,6 @@ def bind_threads() -> None:
     os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
 
 
-def allowed_cpus() -> list[int]:
-    """The cores that this process may use; empty where the system does not say."""
-    return list(_ALLOWED)
+def allowed_cores() -> tuple[int, ...]:
+    """The numbers of the cores that this process may use; empty where the system does not say."""
+    return _ALLOWED

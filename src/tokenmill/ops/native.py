@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tokenmill.core.errors import UsageError
-from tokenmill.core.threads import allowed_cpus
+from tokenmill.core.threads import allowed_cores
 
 
 def _load() -> Any:
@@ -52,7 +52,7 @@ def native() -> Native | None:
     if why_not() is not None:
         return None
     kernels = _native.kernels(_wanted())
-    return Native(_native, kernels, _native.Pool(torch.get_num_threads(), allowed_cpus()))
+    return Native(_native, kernels, _native.Pool(torch.get_num_threads(), list(allowed_cores())))
 
 
 @cache

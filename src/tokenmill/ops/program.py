@@ -25,6 +25,10 @@ from tokenmill.ops.registry import Traced
 _UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
 
 
+MOST_SHARING = 64
+"""Query heads of one key head that the attention kernels have scratch memory for (``scratch_floats``)."""
+
+
 class CannotRecord(Exception):
     """The pass does something that has no native step; the message says what."""
 
@@ -206,6 +210,8 @@ class Recorder:
     ) -> Symbol:
         """Write k and v to the pass's slots of a layer's cache and attend; layout in ``native/src/attention.inl``."""
         heads, head_dim = q.shape[1:]
+        if heads > MOST_SHARING * k.shape[1]:
+            raise CannotRecord(f"{heads} heads over {k.shape[1]}: more than {MOST_SHARING} share one")
         if alibi_H is not None:
             raise CannotRecord("attention with ALiBi")
         if head_dim % 16:

@@ -15,7 +15,7 @@ import typer
 
 from tokenmill.cli.bench.shapes import Batch, DType, GenLen, Model, PromptLen, shapes, software_and_machine
 from tokenmill.cli.output import Json, PullProgress, columns, emit, note, step_progress
-from tokenmill.core.machine import allowed_cores
+from tokenmill.core.threads import allowed_cores
 
 if TYPE_CHECKING:
     from tokenmill import LLM

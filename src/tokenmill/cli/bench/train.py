@@ -35,7 +35,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Tokens a second and peak memory of whole training steps. Quiet machines give true figures."""
-    from tokenmill.core.machine import allowed_cores
+    from tokenmill.core.threads import allowed_cores
     from tokenmill.evals.peers import Cores
     from tokenmill.evals.training_speed import METHODS, PEERS, Work, find_python, measure, wanted
 
