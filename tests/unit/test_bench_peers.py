@@ -17,7 +17,8 @@ from fakes.tiny_llm import tiny_folder
 from tokenmill.cli.app import main
 from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError
 from tokenmill.core.threads import allowed_cores
-from tokenmill.evals.peers import VLLM, Cores, LlamaCpp, find_peer, peer_names
+from tokenmill.evals.cores import Cores
+from tokenmill.evals.peers import VLLM, LlamaCpp, find_peer, peer_names
 from tokenmill.evals.roof import roof_tok_s, stream_bandwidth, weight_bytes
 from tokenmill.evals.throughput import Rates, Shape
 from tokenmill.formats import open_tensors

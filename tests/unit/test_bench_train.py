@@ -9,7 +9,7 @@ import pytest
 
 from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError
 from tokenmill.evals import training_speed
-from tokenmill.evals.peers import Cores
+from tokenmill.evals.cores import Cores
 from tokenmill.evals.training_speed import Side, Work, find_python, measure, wanted
 
 DRIVER = """

@@ -17,13 +17,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError, did_you_mean
+from tokenmill.evals.cores import Cores
+from tokenmill.evals.driver import Driver
 from tokenmill.evals.throughput import Rates, Shape
 
 ENVIRONMENT = "TOKENMILL_PEERS"
@@ -45,31 +45,6 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Cores:
-    """Where everybody's threads run: ``threads`` of them on the first of the cores ``ids`` (none: not known here)."""
-
-    threads: int
-    ids: tuple[int, ...] = ()
-
-    @property
-    def used(self) -> tuple[int, ...]:
-        return self.ids[: self.threads]
-
-    @contextmanager
-    def all(self) -> Iterator[None]:
-        """A child started inside may use all of ``ids``. It would inherit one core where OpenMP has bound us to it."""
-        if not self.ids:
-            yield
-            return
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, self.ids)
-        try:
-            yield
-        finally:
-            os.sched_setaffinity(0, before)
 
 
 class LlamaCpp:
@@ -146,65 +121,28 @@ class VLLM:
     def __init__(self, python: Path, save: Callable[[Path], None], max_len: int, cores: Cores) -> None:
         """``save`` writes the model as a Hugging Face folder in bfloat16."""
         self._scratch = tempfile.TemporaryDirectory(prefix="tokenmill-vllm-")
-        self._log: IO[str] = open(Path(self._scratch.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
         folder = Path(self._scratch.name) / "model"
-        driver = Path(__file__).with_name("vllm_driver.py")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
-        if used := cores.used:
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, used))
+        script = Path(__file__).with_name("vllm_driver.py")
+        environment = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, used))} if (used := cores.used) else {}
         try:
             save(folder)
-            with cores.all():
-                self._process = subprocess.Popen(
-                    [str(python), "-I", str(driver), str(folder), str(max_len)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=self._log,
-                    env=environment,
-                    text=True,
-                )
-            self._hello = self._read()
+            command = [str(python), "-I", str(script), str(folder), str(max_len)]
+            self._driver = Driver("vLLM", command, environment, cores)
         except BaseException:
-            self.close()
+            self._scratch.cleanup()
             raise
 
     def measure(self, shape: Shape) -> Rates:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(shape.document()) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._read()  # raises with what it said
-        row = self._read()
+        row = self._driver.ask(json.dumps(shape.document()))
         return Rates(row["prefill_tok_s"], row["decode_tok_s"])
 
     def document(self) -> dict[str, Any]:
-        hello = self._hello
+        hello = self._driver.hello
         return {"name": self.name, "version": hello["version"], "weights": "bfloat16", "startup_s": hello["startup_s"]}
 
     def close(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None:
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
-        self._log.close()
+        self._driver.close()
         self._scratch.cleanup()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
-            self._log.seek(0)
-            raise TokenmillError(f"vLLM ended with {status}: {self._log.read().strip()[-500:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 PEERS = ("llama.cpp", "vllm")

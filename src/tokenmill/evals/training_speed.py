@@ -8,20 +8,19 @@ AdamW); the first step, which warms up, is not counted.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError, did_you_mean
-from tokenmill.evals.peers import ENVIRONMENT, Cores
+from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
+from tokenmill.evals.cores import Cores
+from tokenmill.evals.driver import Driver
+from tokenmill.evals.peers import ENVIRONMENT
 
 Method = Literal["full", "lora"]
 METHODS: tuple[Method, ...] = ("full", "lora")
@@ -55,54 +54,18 @@ class Side:
 
     def __init__(self, name: str, python: Path, folder: Path, work: Work, cores: Cores) -> None:
         self.name, self._work = name, work
-        self._log: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         # ours imports tokenmill; a foreign Python must not see it, nor anything beside the driver
         isolated = [] if name == "tokenmill" else ["-I"]
         command = [str(python), *isolated, str(DRIVERS[name]), str(folder), *work.words()]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
-        environment |= {"OMP_NUM_THREADS": str(cores.threads), "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
-        with cores.all():
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
-            )
-        try:
-            self.hello = self._read()
-        except BaseException:
-            self.close()
-            raise
+        environment = {"OMP_NUM_THREADS": str(cores.threads), "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+        self._driver = Driver(f"training with {name}", command, environment, cores)
+        self.hello = self._driver.hello
+        self.close = self._driver.close
 
     def steps(self, count: int) -> tuple[float, int]:
         """Do so many steps: tokens a second, and bytes of this process's peak so far."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # what it said before it ended is what _read tells
-            self._process.stdin.write(f"{count}\n")
-            self._process.stdin.flush()
-        said = self._read()
+        said = self._driver.ask(str(count))
         return count * self._work.tokens / said["seconds"], said["peak_memory"]
-
-    def close(self) -> None:
-        """End the process."""
-        with suppress(BrokenPipeError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._log.close()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
-            self._log.seek(0)
-            raise TokenmillError(f"training with {self.name} ended with {status}: {self._log.read().strip()[-600:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def measure(

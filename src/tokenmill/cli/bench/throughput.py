@@ -19,7 +19,8 @@ from tokenmill.core.threads import allowed_cores
 
 if TYPE_CHECKING:
     from tokenmill import LLM
-    from tokenmill.evals.peers import Cores, Peer
+    from tokenmill.evals.cores import Cores
+    from tokenmill.evals.peers import Peer
     from tokenmill.evals.throughput import Shape
 
 EPILOG = """\b
@@ -45,7 +46,8 @@ def throughput(
     """Tokens a second, reading prompts and writing answers, by batch size. Quiet machines give true figures."""
     started = time.perf_counter()
     cores = allowed_cores()  # before torch is imported, which may bind this thread to one
-    from tokenmill.evals.peers import Cores, find_peer, peer_names
+    from tokenmill.evals.cores import Cores
+    from tokenmill.evals.peers import find_peer, peer_names
 
     found = {name: find_peer(name, peer_dir) for name in peer_names(vs)}  # before the time that loading takes
 

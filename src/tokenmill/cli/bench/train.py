@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Tokens a second and peak memory of whole training steps. Quiet machines give true figures."""
     from tokenmill.core.threads import allowed_cores
-    from tokenmill.evals.peers import Cores
+    from tokenmill.evals.cores import Cores
     from tokenmill.evals.training_speed import METHODS, PEERS, Work, find_python, measure, wanted
 
     cores = allowed_cores()
