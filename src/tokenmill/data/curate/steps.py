@@ -1,0 +1,56 @@
+"""The list of curation steps: name, options class, builder.
+
+Modules are imported when a recipe names the step. A builder is ``build(options, context) -> Step | GlobalStep``; the
+options class is a `config.parts.Part`, so that unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from tokenmill.config.parts import Part
+from tokenmill.core.errors import ConfigError, did_you_mean
+from tokenmill.data.curate.step import Context, GlobalStep, Step
+
+_HERE = "tokenmill.data.curate."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step: where its options class and its builder are (``module:Name``, below this package), and what it does in
+    one line."""
+
+    options: str
+    build: str
+    about: str
+
+    def options_class(self) -> type[Part]:
+        """The class of its options."""
+        found: type[Part] = _imported(self.options)
+        return found
+
+    def builder(self) -> Callable[[Any, Context], Step | GlobalStep]:
+        """The function that makes the step."""
+        found: Callable[[Any, Context], Step | GlobalStep] = _imported(self.build)
+        return found
+
+
+STEPS: dict[str, Entry] = {
+    # name: Entry("module:Options", "module:build", "what it does")
+}
+"""Every step, in the order in which a recipe usually has them."""
+
+
+def entry(name: str) -> Entry:
+    """The step of that name; ConfigError names the nearest one."""
+    if name not in STEPS:
+        raise ConfigError(f"no step {name!r}{did_you_mean(name, STEPS)}; there are: {', '.join(STEPS)}")
+    return STEPS[name]
+
+
+def _imported(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(_HERE + module), name)
