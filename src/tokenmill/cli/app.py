@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("tokenmill.cli.data", "Look at training data as the model will see it."),
     "eval": ("tokenmill.cli.eval", "Measure a model."),
     "bench": ("tokenmill.cli.bench", "Measure speed on this machine."),
+    "plan": ("tokenmill.cli.plan", "Plan before paying: memory, speed, cost, choice."),
     "doctor": ("tokenmill.cli.doctor", "Say what this machine has and what to do about what is missing."),
 }
 ALIASES = {"ls": "list"}
