@@ -52,13 +52,14 @@ def _slope(finished: Tensor, scale: float, softcap: float | None) -> Tensor | fl
     return scale if softcap is None else scale * (1.0 - (finished / softcap).square_())
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What a loss is computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor, z_loss: float = 0.0) -> CrossEntropy:
     """The plain loss, from all the scores."""
-    logits_TV = logits_TV.to(_wide(logits_TV.dtype))
+    logits_TV = logits_TV.to(wide(logits_TV.dtype))
     counted_T = labels_T != IGNORED
     lse_T = torch.logsumexp(logits_TV, -1)
     picked_T = logits_TV.gather(-1, labels_T.where(counted_T, 0)[:, None])[:, 0]
@@ -84,7 +85,7 @@ def linear_cross_entropy(
     ``z_loss`` times the square of the log of the softmax's denominator is added for every labelled token.
     """
     raw_TV = linear(hidden_TC, weight_VC, bias_V)
-    return cross_entropy(finish_logits(raw_TV.to(_wide(raw_TV.dtype)), scale, softcap), labels_T, z_loss)
+    return cross_entropy(finish_logits(raw_TV.to(wide(raw_TV.dtype)), scale, softcap), labels_T, z_loss)
 
 
 @linear_cross_entropy.backend("chunked")
@@ -120,24 +121,24 @@ class _Chunked(torch.autograd.Function):
         softcap: float | None,
         z_loss: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _wide(hidden_NC.dtype)
+        wider = wide(hidden_NC.dtype)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         d_hidden_NC = torch.empty_like(hidden_NC) if needs_hidden else None
-        d_weight_VC = torch.zeros_like(weight_VC, dtype=wide) if needs_weight else None
-        d_bias_V = torch.zeros(len(weight_VC), dtype=wide, device=weight_VC.device) if needs_bias else None
-        nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wide)
+        d_weight_VC = torch.zeros_like(weight_VC, dtype=wider) if needs_weight else None
+        d_bias_V = torch.zeros(len(weight_VC), dtype=wider, device=weight_VC.device) if needs_bias else None
+        nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wider)
         lse_N = torch.empty_like(nll_N)
         # One buffer for all chunks: a fresh one of this size costs as much in page faults as the product takes
         most = max(1, CHUNK_VALUES // len(weight_VC))
         buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
-        product_VC = torch.empty_like(weight_VC) if needs_weight and weight_VC.dtype != wide else None
-        for rows in _chunks(len(hidden_NC), most):
+        product_VC = torch.empty_like(weight_VC) if needs_weight and weight_VC.dtype != wider else None
+        for rows in chunks(len(hidden_NC), most):
             hidden_RC = hidden_NC[rows]
             scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
             if bias_V is not None:
                 scores_RV += bias_V
             wanted = needs_hidden or needs_weight or needs_bias
-            _softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, wanted)
+            softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, wanted)
             if d_hidden_NC is not None:
                 torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
             if d_weight_VC is not None and product_VC is not None:
@@ -145,7 +146,7 @@ class _Chunked(torch.autograd.Function):
             elif d_weight_VC is not None:
                 d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
             if d_bias_V is not None:
-                d_bias_V += scores_RV.sum(0, dtype=wide)
+                d_bias_V += scores_RV.sum(0, dtype=wider)
         penalty = z_loss * lse_N.square().sum()
         ctx.d_hidden_NC = d_hidden_NC
         ctx.d_weight_VC = d_weight_VC if product_VC is None or d_weight_VC is None else product_VC.copy_(d_weight_VC)
@@ -160,14 +161,14 @@ class _Chunked(torch.autograd.Function):
         return *(None if d is None else d * d_loss.to(d.dtype) for d in found), None, None, None, None
 
 
-def _chunks(rows: int, most: int) -> Iterator[slice]:
+def chunks(rows: int, most: int) -> Iterator[slice]:
     """Slices of nearly equal size: a short last one would cost a pass over the weights for a few rows."""
     count = -(-rows // max(1, most))
     for i in range(count):
         yield slice(rows * i // count, rows * (i + 1) // count)
 
 
-def _softmax_rows(
+def softmax_rows(
     scores_RV: Tensor,
     labels_R: Tensor,
     nll_R: Tensor,
@@ -213,11 +214,11 @@ def chunked_cross_entropy(
 
     parts = [
         CrossEntropy(*checkpoint(part, hidden_NC[here], labels_N[here], use_reentrant=False))
-        for here in _chunks(len(labels_N), rows)
+        for here in chunks(len(labels_N), rows)
     ]
     if not parts:
         return cross_entropy(logits_of(hidden_TC[:0]), labels_T[:0], z_loss)._replace(
-            nll_T=torch.zeros(len(labels_T), dtype=_wide(hidden_TC.dtype), device=hidden_TC.device)
+            nll_T=torch.zeros(len(labels_T), dtype=wide(hidden_TC.dtype), device=hidden_TC.device)
         )
     nll_N = torch.cat([p.nll_T for p in parts])
     nll_T = nll_N.new_zeros(len(labels_T)).index_copy_(0, kept_N, nll_N)
