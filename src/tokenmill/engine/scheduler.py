@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from tokenmill.core.errors import OutOfContextError, TokenmillError
 from tokenmill.engine.block_pool import BlockPool, block_hash
-from tokenmill.engine.pace import Pace
+from tokenmill.engine.pace import YOUNG, Pace
 from tokenmill.engine.request import Request
 
 
@@ -120,7 +120,8 @@ class Scheduler:
         for decoding in (True, False):
             if work and self.pace is not None:
                 waiting = sum(not s.decoding for s in self.running) + len(self.waiting)
-                budget = min(budget, self.pace.allowance(len(work), waiting))
+                readers = sum(len(piece.sequence.request.output) >= YOUNG for piece in work)
+                budget = min(budget, self.pace.allowance(readers, waiting))
             for sequence in sorted((s for s in self.running if s.decoding == decoding), key=Sequence.urgency):
                 if sequence in self.running and budget:
                     scheduled = {id(w.sequence) for w in work}
