@@ -43,6 +43,10 @@ class Document:
     derived: bool = False
     """True for conversations and other rows without a text of their own: ``text`` is then their contents joined, for
     steps to look at, and is not written out; what is written is ``meta``."""
+    lexed: Any = field(default=None, repr=False, compare=False)
+    """The text's words, left by `words.words_of` for the next step; holds while ``text`` is the same object."""
+    folded: Any = field(default=None, repr=False, compare=False)
+    """The same in lower case."""
 
 
 @dataclass(frozen=True)
