@@ -20,8 +20,8 @@ _HERE = "tokenmill.data.curate."
 
 @dataclass(frozen=True)
 class Entry:
-    """One step: where its options class and its builder are (``module:Name``, below this package), and what it does in
-    one line."""
+    """One step: where its options class and its builder are (``module:Name``; a module without a dot is of this
+    package), and what it does in one line."""
 
     options: str
     build: str
@@ -39,6 +39,10 @@ class Entry:
 
 
 STEPS: dict[str, Entry] = {
+    "gopher": Entry("gopher:GopherOptions", "gopher:build", "Gopher's quality rules"),
+    "c4": Entry("c4:C4Options", "c4:build", "C4's rules: lines that end sentences, no code, no boilerplate"),
+    "fineweb": Entry("fineweb:FinewebOptions", "fineweb:build", "FineWeb's rules: line ends, short lines, lists"),
+    "repetition": Entry("repetition:RepetitionOptions", "repetition:build", "Gopher's repetition rules"),
     # name: Entry("module:Options", "module:build", "what it does")
 }
 """Every step, in the order in which a recipe usually has them."""
@@ -53,4 +57,4 @@ def entry(name: str) -> Entry:
 
 def _imported(where: str) -> Any:
     module, _, name = where.partition(":")
-    return getattr(import_module(_HERE + module), name)
+    return getattr(import_module(module if "." in module else _HERE + module), name)

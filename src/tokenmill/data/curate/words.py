@@ -4,8 +4,8 @@
     words.hash_W[words.offset_D1[3] : words.offset_D1[4]]     # the words of the fourth document, as 64-bit hashes
 
 The text's code points are looked up in tables and cut where their class changes, in numpy, twice as fast as one
-regular expression finds them and without a Python object a word. What was found is kept with the document, and holds as long as
-its text stays the same object.
+regular expression finds them and without a Python object a word. What was found is kept with the document, and holds as
+long as its text stays the same object.
 
 A word is a run of letters, digits, marks and underscores, with apostrophes between letters and a point or comma between
 digits (``don't``, ``3.14``); a character of a script written without spaces (Han, kana, Thai, Lao, Khmer, Burmese) is a
@@ -17,7 +17,6 @@ Axes: D documents, W words of all of them, C characters.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,14 +150,13 @@ def _tables() -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]
     """By code point: bits and group; its number, 0 for white space; the same in lower case."""
     codes = np.arange(_LIMIT, dtype=np.uint32)
     everything = "".join(map(chr, range(0xD800))) + "?" * 0x800 + "".join(map(chr, range(0xE000, _LIMIT)))
-    group = np.full(_LIMIT, _SIGN, np.uint8)
-    bits = np.full(_LIMIT, LEXICAL, np.uint8)
-    for found in re.finditer(r"\w+", everything):
-        group[found.start() : found.end()] = _WORD
-    for found in re.finditer(r"[^\W\d_]+", everything):
-        bits[found.start() : found.end()] |= LETTER
-    for found in re.finditer(r"\d+", everything):
-        bits[found.start() : found.end()] |= _DIGIT
+    letter, word, digit, space = (
+        np.fromiter(map(test, everything), bool, _LIMIT)
+        for test in (str.isalpha, str.isalnum, str.isdecimal, str.isspace)
+    )
+    group = np.where(word, _WORD, _SIGN).astype(np.uint8)
+    group[ord("_")] = _WORD
+    bits = np.where(letter, LEXICAL | LETTER, np.where(digit, LEXICAL | _DIGIT, LEXICAL)).astype(np.uint8)
     for code in [*range(0x300, 0x3000), *range(0xA000, 0x12000), *range(0x16000, 0x17000), *range(0x1E000, 0x1F000)]:
         character = chr(code)
         if unicodedata.category(character).startswith("M"):
@@ -166,17 +164,16 @@ def _tables() -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]
     for first, last in _UNSPACED:
         inside = group[first : last + 1]
         inside[inside == _WORD] = _ALONE
-    for found in re.finditer(r"\s+", everything[:0xD800]):
-        group[found.start() : found.end()] = _SPACE
+    group[space] = _SPACE
     for character in PUNCTUATION:
         bits[ord(character)] &= ~np.uint8(LEXICAL)
     plain = np.where(group == _SPACE, 0, codes).astype(np.uint32)
     lower = plain.copy()
-    for code in np.flatnonzero(bits & LETTER):
+    for code in np.flatnonzero(letter):
         small = chr(code).lower()
         if len(small) == 1:
             lower[code] = ord(small)
-    bits[group == _SPACE] = 0
+    bits[space] = 0
     return (bits | (group << _GROUP_SHIFT)).astype(np.uint8), plain, lower
 
 
