@@ -1,19 +1,21 @@
-"""``tokenmill data``: look at training data as the model will see it."""
+"""``tokenmill data``: make training data out of raw text, and look at it as the model will see it."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.output import Json, emit, verb
+from tokenmill.cli.output import Json, columns, emit, human_duration, human_size, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.core.terminal import clean
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from tokenmill.data.curate.pipeline import Curated
     from tokenmill.data.show import ShownRow
 
 app = verb()
@@ -25,9 +27,72 @@ Examples:
 """
 
 
+_RUN_EPILOG = """\b
+Examples:
+  tokenmill data run web input=raw/ output=curated
+  tokenmill data run mine.yaml steps.gopher.min_words=20 workers=4
+"""
+
+
 @app.callback()
 def _data() -> None:
-    """Look at training data."""
+    """Make training data, and look at it."""
+
+
+@app.command(epilog=_RUN_EPILOG)
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE [KEY=VALUE...]", help="A recipe's name or .yaml file, then what is different."),
+    ],
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Throw away what an earlier run has left in the output folder.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Curate raw text by a recipe. A run that was stopped goes on where it was when the same command is given again."""
+    import time
+
+    from tokenmill.cli.output import step_meter
+    from tokenmill.data.curate.pipeline import curate
+    from tokenmill.data.curate.recipe import read_recipe, recipe_names
+
+    if "=" in words[0]:
+        raise UsageError(f"name a recipe first: {', '.join(recipe_names())}, or a .yaml file")
+    recipe = read_recipe(words[0], words[1:])
+    started = time.perf_counter()
+    with step_meter() as progress:
+        done = curate(recipe, services=curation_services(), progress=progress, fresh=fresh)
+    seconds = time.perf_counter() - started
+    emit(
+        {"folder": str(done.folder), "new": done.new, "seconds": seconds, **done.manifest},
+        as_json,
+        _said(done, seconds),
+    )
+
+
+def _said(done: Curated, seconds: float) -> str:
+    """What became of the documents, step by step."""
+    values, folder = done.manifest, done.folder
+    rows = [("read", f"{values['read']['documents']:,}", "")]
+    for step in values["steps"]:
+        most = sorted(step["dropped"].items(), key=lambda item: (-item[1], item[0]))
+        changed = sum(one["documents"] for one in step["changed"].values())
+        said = [f"{reason} {count:,}" for reason, count in most[:4]] + [f"changed {changed:,}"] * bool(changed)
+        rows.append((step["name"], f"{step['went']:,}", ", ".join(said)))
+    lines = [columns(("after", "documents", "dropped"), rows, gap=2), ""]
+    if values["quarantined"]:
+        lines.append(f"{values['quarantined']:,} could not be read: {folder}/quarantine.jsonl")
+    written = values["written"]
+    size = human_size(sum(one["bytes"] for one in values["outputs"]))
+    took = f" in {human_duration(seconds)}" if done.new else ", already there"
+    lines.append(f"{written['documents']:,} documents, {written['characters']:,} characters, {size}{took}")
+    return "\n".join([*lines, f"report     {folder}/report.html", f"use        data={folder}/manifest.json"])
+
+
+def curation_services() -> dict[str, Callable[..., Any]]:
+    """What steps ask for that needs a model: functions that worker processes can be sent by name."""
+    return {}
 
 
 @app.command(epilog=_SHOW_EPILOG)

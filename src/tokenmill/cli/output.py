@@ -235,3 +235,10 @@ def step_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function ``(done, total)`` that shows how far a piece of work is."""
     with Meter(in_bytes=False) as meter:
         yield lambda done, total: meter.update(what, done, total)
+
+
+@contextmanager
+def step_meter() -> Iterator[Callable[[str, int, int], None]]:
+    """A function ``(what, done, total)`` for work of several parts, a bar for each."""
+    with Meter(in_bytes=False) as meter:
+        yield lambda what, done, total: meter.update(what, done, max(1, total))
