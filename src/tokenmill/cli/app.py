@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("tokenmill.cli.merge", "Fold adapters into a model and write it as a folder."),
     "train": ("tokenmill.cli.train", "Train a model by a recipe: pretrain, sft, lora …"),
     "data": ("tokenmill.cli.data", "Look at training data as the model will see it."),
+    "tokenizer": ("tokenmill.cli.tokenizer", "Train and compare tokenizers; write token shards."),
     "eval": ("tokenmill.cli.eval", "Measure a model."),
     "bench": ("tokenmill.cli.bench", "Measure speed on this machine."),
     "plan": ("tokenmill.cli.plan", "Plan before paying: memory, speed, cost, choice."),

@@ -31,6 +31,7 @@ from tokenmill.data.dataset import Dataset, Truncate
 from tokenmill.data.files import find_files
 from tokenmill.data.render import Renderer
 from tokenmill.data.report import SHOWN, DataReport, Side
+from tokenmill.data.shards import open_shards, refuse_settled, shard_folders
 from tokenmill.data.tokenise import tokenise
 from tokenmill.data.tokens import TokenFiles
 from tokenmill.text.tokenizer import Tokenizer
@@ -254,6 +255,9 @@ def _why_empty(report: DataReport) -> str:
 def _token_files(
     config: DataConfig, sources: Sequence[Source], renderer: Renderer, progress: Progress | None
 ) -> TokenFiles:
+    if shards := shard_folders([source.path for source in sources]):
+        refuse_settled(config, "documents")
+        return open_shards(shards, renderer.tokenizer)
     listed = [find_files(source.path) for source in sources]
     key = _key(config, listed, renderer.tokenizer)
     share = config.eval_share if config.eval is None else 0.0

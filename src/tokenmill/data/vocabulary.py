@@ -59,10 +59,15 @@ def text_bytes(config: DataConfig) -> int:
     return texts.bytes
 
 
-def _texts(config: DataConfig) -> Texts:
+def paths_of(config: DataConfig) -> list[str]:
+    """The paths of the training data, without weights."""
     sources: list[Any] = config.path if isinstance(config.path, list) else [config.path]
+    return [source.path if isinstance(source, Source) else source for source in sources]
+
+
+def _texts(config: DataConfig) -> Texts:
     return Texts(
-        [source.path if isinstance(source, Source) else source for source in sources],
+        paths_of(config),
         format=config.format,
         text_field=config.text_field,
         most_bytes=MOST_BYTES,

@@ -85,6 +85,12 @@ class Tokenizer:
         parts = [self._backend.to_str(), self.special_tokens, sorted(self.eos_token_ids), self.chat_templates]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @cached_property
+    def vocabulary_hash(self) -> str:
+        """Names everything that the ids of a text and its end follow from; chat templates are no part of it."""
+        parts = [json.loads(self._backend.to_str()), self.special_tokens, sorted(self.eos_token_ids)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """The ids of `text`.
 

@@ -9,7 +9,8 @@ from typing import Any
 from tokenmill.config import sizes
 from tokenmill.config.recipe import Recipe, Shape
 from tokenmill.core.errors import ConfigError
-from tokenmill.data.vocabulary import text_bytes, train_tokenizer
+from tokenmill.data.shards import shard_folders, tokenizer_of
+from tokenmill.data.vocabulary import paths_of, text_bytes, train_tokenizer
 from tokenmill.models.load import FAMILIES, load_tokenizer
 from tokenmill.store import Store
 from tokenmill.text.tokenizer import Tokenizer
@@ -37,6 +38,12 @@ def new_model(recipe: Recipe, found: Derivations, store: Store | None) -> tuple[
     if recipe.tokenizer is not None:
         folder = Path(recipe.tokenizer)  # a folder may hold a tokenizer alone, which no store would take for a model
         tokenizer = load_tokenizer(folder if folder.is_dir() else recipe.tokenizer, store=store)
+    elif shards := shard_folders(paths_of(recipe.data)):
+        if recipe.vocab_size is not None:
+            raise ConfigError(f"vocab_size={recipe.vocab_size} has no effect here: the tokens of {shards[0]} are there")
+        folder = shards[0] / "tokenizer"
+        found.put("tokenizer", str(folder), "the one that the token shards were made with")
+        tokenizer = tokenizer_of(shards[0])
     else:
         vocab_size = recipe.vocab_size
         if vocab_size is None:

@@ -43,6 +43,7 @@ STEPS: dict[str, Entry] = {
     "c4": Entry("c4:C4Options", "c4:build", "C4's rules: lines that end sentences, no code, no boilerplate"),
     "fineweb": Entry("fineweb:FinewebOptions", "fineweb:build", "FineWeb's rules: line ends, short lines, lists"),
     "repetition": Entry("repetition:RepetitionOptions", "repetition:build", "Gopher's repetition rules"),
+    "tokenize": Entry("tokenize:TokenizeOptions", "tokenize:build", "token shards beside the output, for training"),
     # name: Entry("module:Options", "module:build", "what it does")
 }
 """Every step, in the order in which a recipe usually has them."""
