@@ -149,3 +149,21 @@ def goodput(write_s: float, restart_s: float, interval_s: float, failure_s: floa
 def move_s(num_bytes: float, bytes_s: float, fixed_s: float) -> float:
     """Seconds to move a model's weights over one road (disk, PCIe), and a fixed part."""
     return num_bytes / bytes_s + fixed_s
+
+
+def token_flops(
+    active: float, looked_up: float, full_width: float, windowed_width: float, window: float, seen: float
+) -> float:
+    """Operations of the forward pass for a token that sees ``seen`` tokens: 2 a weight that is multiplied, 4 a number
+    of a query and key. ``looked_up``: weights of an embedding that is only read. ``full_width``, ``windowed_width``:
+    query widths of all layers that see everything, and of those that see the last ``window``."""
+    return 2 * (active - looked_up) + 4 * full_width * seen + 4 * windowed_width * min(seen, window)
+
+
+def prompt_flops(
+    active: float, looked_up: float, head: float, full_width: float, windowed_width: float, window: float, tokens: float
+) -> float:
+    """Operations to read a prompt: the mean token sees half of it, and only the last one meets the output layer's
+    ``head`` weights."""
+    body = token_flops(active - head, looked_up, full_width, windowed_width, window, tokens / 2)
+    return tokens * body + 2 * head
