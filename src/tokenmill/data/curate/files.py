@@ -121,7 +121,7 @@ def scan(source: Source, every: int) -> Scan:
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):
             digest.update(block)
-            if splits and at + len(block) >= due and (end := block.find(b"\n", max(0, due - at))) >= 0:
+            while splits and at + len(block) > due and (end := block.find(b"\n", max(0, due - at))) >= 0:
                 cuts.append((at + end + 1, line + block.count(b"\n", 0, end + 1)))
                 due = at + end + 1 + every
             if splits:
@@ -153,12 +153,12 @@ def _row_groups(path: Path, every: int) -> Iterator[tuple[int, int]]:
 def jobs(sources: list[Source], scans: list[Scan], every: int) -> list[list[Piece]]:
     """Pieces that are read together: of large files parts, of small ones many."""
     result: list[list[Piece]] = []
-    held = every
+    held = 0
     for source, scanned in zip(sources, scans, strict=True):
         ends = [*(start for start, _ in scanned.cuts[1:]), None]
         for (start, first), end in zip(scanned.cuts, ends, strict=True):
             size = min(source.size, every) if len(ends) == 1 else every
-            if held + size > every or len(result[-1]) >= FILES_PER_JOB:
+            if not result or held + size > every or len(result[-1]) >= FILES_PER_JOB:
                 result.append([])
                 held = 0
             result[-1].append(Piece(source.path, source.name, source.kind, start, end, first))

@@ -52,6 +52,9 @@ class MissingLibrary(TokenmillError):
 def read_piece(piece: Piece, config: Input) -> Iterator[Document | Bad]:
     """All documents of a piece, in order, and what is wrong with it."""
     try:
+        if Path(piece.file).stat().st_size == 0:
+            yield Bad(piece.name, 0, "empty file")
+            return
         yield from _READERS[piece.kind](piece, config)
     except BrokenStream as error:
         yield Bad(piece.name, 0, str(error))
