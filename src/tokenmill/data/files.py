@@ -18,6 +18,10 @@ from typing import IO, Any
 from tokenmill.core.errors import ConfigError, FormatError, NotFoundError
 
 TABLES, TEXTS, COMPRESSED = (".jsonl", ".ndjson", ".json", ".parquet"), (".txt", ".md", ".text"), (".gz", ".zst")
+MANIFEST, CURATED = "manifest.json", "tokenmill-data-1"
+"""Of a curated set: its name, and the format that it says it has (`data.curate.manifest`)."""
+HELD_BACK = ("validation", "test")
+"""Splits that are no training data; each can be named as a file."""
 MAX_LINE = 64 << 20
 """Bytes of a line of JSON; longer ones are broken."""
 MAX_JSON = 1 << 30
@@ -56,12 +60,15 @@ def kind_of(file: Path) -> str:
 
 
 def find_files(path: str) -> list[Path]:
-    """The data files that a path, a folder (with all folders in it) or a pattern means, sorted.
+    """The data files that a path, a folder (with all folders in it) or a pattern means, sorted. A curated set's
+    manifest, or its folder, means the files that it lists, without those kept for validation and test.
 
     Raises:
         NotFoundError: there are none. ConfigError: a file of a kind that cannot be read.
     """
     given = Path(path).expanduser()
+    if (curated := _curated(given)) is not None:
+        return curated
     if given.is_file():
         if kind_of(given) not in (*TABLES, *TEXTS):
             raise ConfigError(f"{path}: data files end in {', '.join((*TABLES, *TEXTS))}, also with .gz or .zst")
@@ -76,6 +83,28 @@ def find_files(path: str) -> list[Path]:
     files = sorted(file for file in found if kind_of(file) in (*TABLES, *TEXTS) and not file.name.startswith("."))
     if not files:
         raise NotFoundError(f"{path}: no data files there ({', '.join((*TABLES, *TEXTS))})")
+    return files
+
+
+def _curated(given: Path) -> list[Path] | None:
+    """What the manifest of a curated set lists (``data run``), or None where there is no such manifest."""
+    file = given if given.name == MANIFEST else given / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_bytes())
+        if values.get("format") != CURATED:
+            return None
+        listed = [one for one in values["outputs"] if one["split"] not in HELD_BACK]
+        files = [file.parent / one["file"] for one in listed]
+        sizes = [one["bytes"] for one in listed]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(file, "", f"is not a manifest that can be read: {error!r}") from error
+    for one, size in zip(files, sizes, strict=True):
+        if not one.is_file() or one.stat().st_size != size:
+            raise FormatError(one, "", f"is not as {file} says ({size} bytes): curate the set again")
+    if not files:
+        raise NotFoundError(f"{file}: the set is empty")
     return files
 
 
