@@ -21,7 +21,7 @@ from tokenmill.core.version import __version__
 from tokenmill.data.curate import manifest
 from tokenmill.data.curate.files import Plan, Scan, Source, find_sources, jobs, scan
 from tokenmill.data.curate.recipe import CurateRecipe
-from tokenmill.data.curate.runners import runner_of
+from tokenmill.data.curate.runners import Runner, runner
 from tokenmill.data.curate.step import GlobalStep
 from tokenmill.data.curate.work import (
     Job,
@@ -83,8 +83,9 @@ def curate(
         worker = Worker(setup)  # first of all: a step that cannot be made is told before an hour of work
         plan = _planned(setup, sources, unknown, progress)
         stages = stages_of(worker.steps)
-        for stage in stages:
-            _run_stage(setup, worker, stage, plan, progress)
+        with runner(setup, worker) as run:
+            for stage in stages:
+                _run_stage(setup, worker, run, stage, plan, progress)
         values = manifest.finish(setup, stages, plan)
         shutil.rmtree(setup.folder)
         return Curated(folder, values)
@@ -160,7 +161,7 @@ _FORGOTTEN = "forgotten"
 """Marks a stage whose documents the next one has taken over."""
 
 
-def _run_stage(setup: Setup, worker: Worker, stage: Stage, plan: Plan, progress: Progress) -> None:
+def _run_stage(setup: Setup, worker: Worker, run: Runner, stage: Stage, plan: Plan, progress: Progress) -> None:
     """Do what is left of a stage and, after it, the decision that it was observed for."""
     name = _stage_name(setup.recipe, stage)
     verdict = None if stage.observe is None else verdict_folder(setup, stage.observe)
@@ -170,7 +171,7 @@ def _run_stage(setup: Setup, worker: Worker, stage: Stage, plan: Plan, progress:
     _sweep(stage_folder(setup, stage.number))
     left = [job for job in all_jobs if not done_file(setup, stage.number, job.number).is_file()]
     done = len(all_jobs) - len(left)
-    for _ in runner_of(setup)(setup, left):
+    for _ in run(left):
         done += 1
         progress(name, done, len(all_jobs))
     if stage.number > 0:

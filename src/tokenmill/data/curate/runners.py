@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from tokenmill.core.errors import TokenmillError
@@ -21,44 +23,54 @@ class WorkerDied(TokenmillError):
     """A process that did a job is gone."""
 
 
-Runner = Callable[[Setup, list[Job]], Iterator[int]]
+Runner = Callable[[list[Job]], Iterator[int]]
 """Does the jobs, in any order, and gives for each how many documents came out of it."""
 
 
-def runner_of(setup: Setup) -> Runner:
-    """The one that the recipe asks for."""
+@contextmanager
+def runner(setup: Setup, worker: Worker) -> Iterator[Runner]:
+    """The one that the recipe asks for, for all stages of a run. `worker` is this process's own."""
+    count = setup.recipe.workers or len(allowed_cores()) or os.cpu_count() or 1
     if setup.recipe.runner == "ray":
-        return run_ray
-    return run_processes if _workers(setup) > 1 else run_here
+        yield lambda jobs: _on_ray(setup, jobs)
+    elif count == 1:
+        yield lambda jobs: map(worker.run, jobs)
+    else:
+        with _Processes(setup, worker, count) as processes:
+            yield processes.run
 
 
-def _workers(setup: Setup) -> int:
-    return setup.recipe.workers or len(allowed_cores()) or os.cpu_count() or 1
+class _Processes:
+    """Processes of this machine, started when there is work for two and kept for the next stage."""
 
+    def __init__(self, setup: Setup, worker: Worker, count: int) -> None:
+        self._setup, self._worker, self._count = setup, worker, count
+        self._pool: ProcessPoolExecutor | None = None
 
-def run_here(setup: Setup, jobs: list[Job]) -> Iterator[int]:
-    """In this process, one after the other."""
-    worker = Worker(setup)
-    yield from map(worker.run, jobs)
+    def __enter__(self) -> _Processes:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
-def run_processes(setup: Setup, jobs: list[Job]) -> Iterator[int]:
-    """In processes of this machine."""
-    if len(jobs) < 2:
-        yield from run_here(setup, jobs)
-        return
-    # spawn: a fork of a process whose libraries run threads may hang
-    context = multiprocessing.get_context("spawn")
-    count = min(_workers(setup), len(jobs))
-    with ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(setup,)) as pool:
-        queue = iter(jobs)
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # spawn: a fork of a process whose libraries run threads may hang
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start_worker, initargs=(self._setup,))
+        return self._pool
+
+    def run(self, jobs: list[Job]) -> Iterator[int]:
+        """Never more than a few are handed out, so that the list may be long."""
+        if len(jobs) < 2:
+            yield from map(self._worker.run, jobs)
+            return
+        pool, queue = self._started(), iter(jobs)
         running: set[Future[int]] = set()
         try:
             while True:
-                for job in queue:
-                    running.add(pool.submit(_run_job, job))
-                    if len(running) == 2 * count:  # enough that none waits; the list itself may be long
-                        break
+                running.update(pool.submit(_run_job, job) for job in islice(queue, 2 * self._count - len(running)))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -69,8 +81,6 @@ def run_processes(setup: Setup, jobs: list[Job]) -> Iterator[int]:
                 "a worker died, perhaps for want of memory (fewer workers or a smaller shard_mb need less); "
                 "the same command goes on where it was"
             ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 _WORKER: list[Worker] = []  # of a worker process, which does nothing else
@@ -99,7 +109,7 @@ def _run_job(job: Job) -> int:
     return _WORKER[0].run(job)
 
 
-def run_ray(setup: Setup, jobs: list[Job]) -> Iterator[int]:
+def _on_ray(setup: Setup, jobs: list[Job]) -> Iterator[int]:
     """Over the machines of the Ray cluster at ``RAY_ADDRESS``, or on this one; all of them see the same folders."""
     try:
         import ray
