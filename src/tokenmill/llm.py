@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from tokenmill.adapt import read_note, stack_adapters, virtual_ids
 from tokenmill.answers import Answer, Choice, Completion, Piece, Score, Stats, collect
 from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.engine.embed import embed
@@ -92,9 +91,8 @@ class LLM:
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
             tokenizer = pool.submit(tokenizer_with_adapters, file, adapters)
             loaded = model_from_file(file, device=device, dtype=dtype, pack=True)
-        put_adapters(loaded, adapters)
         self.model = loaded.decoder
-        self.virtual = virtual_ids(self.model)
+        self.virtual = put_adapters(loaded, adapters) if adapters else []
         """What a prompt or prefix adapter puts before every prompt: token ids behind the vocabulary."""
         self._deterministic = deterministic
         self.engine = self._new_engine()
@@ -271,11 +269,14 @@ def default_params(modelfile: Mapping[str, Any], generation_config: Mapping[str,
     return replace(base, **from_ollama(modelfile))
 
 
-def put_adapters(model: Model, paths: Sequence[Path]) -> None:
+def put_adapters(model: Model, paths: Sequence[Path]) -> list[int]:
     """Put adapters on a model for good, and make it before what each of them was trained on: packed, with new tokens.
 
-    Raises what :func:`tokenmill.adapt.stack_adapters` raises.
+    Returns the ids of virtual tokens that go before every prompt. Raises what :func:`tokenmill.adapt.stack_adapters`
+    raises.
     """
+    from tokenmill.adapt import read_note, stack_adapters, virtual_ids  # with pydantic: most models have no adapter
+
     notes = [read_note(path) for path in paths]
     if (size := max((note.vocab_size or 0 for note in notes), default=0)) > model.network.config.vocab_size:
         grow_vocabulary(model, size)
@@ -285,6 +286,7 @@ def put_adapters(model: Model, paths: Sequence[Path]) -> None:
     if packed:
         quantize_linears(model.network, double="nf4-double" in packed)
     stack_adapters(model, paths)
+    return virtual_ids(model.decoder)
 
 
 def tokenizer_with_adapters(file: TensorFile, paths: Sequence[Path]) -> Tokenizer:

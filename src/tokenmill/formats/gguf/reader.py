@@ -55,13 +55,16 @@ class GGUFFile:
                     raise FormatError(part.path, f"tensor {name!r}", f"is also in {other}")
                 self._places[name] = part, place
         _check_tensor_count(first, len(self._places))
+        self._infos = MappingProxyType(
+            {
+                name: TensorInfo(name, place.type.name, place.shape, place.nbytes)
+                for name, (_, place) in self._places.items()
+            }
+        )
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor, in file order."""
-        return {
-            name: TensorInfo(name, place.type.name, place.shape, place.nbytes)
-            for name, (_, place) in self._places.items()
-        }
+        return self._infos
 
     def raw(self, name: str) -> torch.Tensor:
         """The stored bytes of a tensor, uint8 [rows, bytes a row], as a view of the mapped file."""
