@@ -74,3 +74,11 @@ class Groups:
                 equal = (left[:, :2] == right[:, :2]).all(axis=1)
                 left, right = left[equal], right[equal]
             yield left[:, -1].astype(np.int64), right[:, -1].astype(np.int64)
+
+    def sorted(self) -> Iterator[np.ndarray]:
+        """All records, uint64 [n, columns] a file, sorted by the first column, then by the others in turn. Records of
+        one key are in one file."""
+        for file in self._files:
+            file.seek(0)
+            records = np.frombuffer(file.read(), np.uint64).reshape(-1, self.columns)
+            yield records[np.lexsort(tuple(records[:, column] for column in reversed(range(self.columns))))]

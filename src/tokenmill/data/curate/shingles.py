@@ -1,8 +1,8 @@
 """Texts to hashes of their words and of every run of n words, a batch at a time: what MinHash and SimHash work on.
 
 Words are what is left between white space and punctuation, in lower case; scripts that are written without spaces
-(Chinese, Japanese, Thai and their kin) count a character as a word. Digits stay: tables that differ in their figures are
-different. Everything runs in numpy over the bytes of many documents at once: a word's hash is a difference of two
+(Chinese, Japanese, Thai and their kin) count a character as a word. Digits stay: tables that differ in their figures
+are different. Everything runs in numpy over the bytes of many documents at once: a word's hash is a difference of two
 running sums of a polynomial over its bytes, so no word ever becomes a Python object. The same on every machine.
 """
 
@@ -19,7 +19,7 @@ PIECE = 1 << 18
 """Bytes hashed at once: their powers and sums fit into a core's cache."""
 
 _BASE = 0x9E3779B97F4A7C17
-"""Of the polynomial. Odd, so that it has an inverse modulo 2^64, and 3 modulo 4, so that few differences of powers of it
+"""Of the polynomial. Odd, so that it has an inverse modulo 2^64, and 3 modulo 4, so that few differences of its powers
 have many factors of two."""
 _JOIN = np.uint64(0xD6E8FEB86659FD93)
 """Of the polynomial over the words of a shingle."""
@@ -85,11 +85,11 @@ def plain_words(text: str) -> bytes:
 
 
 @cache
-def _powers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the base, of its inverse, and a random number a byte; uint64 [PIECE + 1] twice, [256]."""
+def _powers(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the base and of its inverse, from 0 to `size`, and a random number for each byte; uint64."""
     rows = []
     for base in (_BASE, pow(_BASE, -1, 1 << 64)):
-        row = np.full(PIECE + 1, base, np.uint64)
+        row = np.full(size + 1, base, np.uint64)
         row[0] = 1
         rows.append(np.multiply.accumulate(row))
     table = mixed(np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
@@ -108,7 +108,7 @@ def mixed(hashes: np.ndarray) -> np.ndarray:
 
 def _piece_hashes(buffer: bytes) -> tuple[np.ndarray, np.ndarray]:
     """(hash, start) of every word of at most PIECE bytes."""
-    powers, inverse, table = _powers()
+    powers, inverse, table = _powers(PIECE)
     signs_T = np.frombuffer(buffer, np.uint8)
     edges = np.zeros(len(signs_T) + 2, np.bool_)
     np.not_equal(signs_T, 32, out=edges[1:-1])
@@ -142,7 +142,7 @@ def _pieces(texts: Sequence[str]) -> Iterator[tuple[bytes, list[int]]]:
         parts.append(words)
         size += len(words) + 1
     if parts:
-        yield b" ".join(parts)[:PIECE], begins
+        yield b" ".join(parts), begins
 
 
 def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,9 @@ STEPS: dict[str, Entry] = {
     "c4": Entry("c4:C4Options", "c4:build", "C4's rules: lines that end sentences, no code, no boilerplate"),
     "fineweb": Entry("fineweb:FinewebOptions", "fineweb:build", "FineWeb's rules: line ends, short lines, lists"),
     "repetition": Entry("repetition:RepetitionOptions", "repetition:build", "Gopher's repetition rules"),
+    "exact": Entry("exact:ExactOptions", "exact:build", "equal documents, paragraphs or lines: one stays"),
+    "minhash": Entry("minhash:MinHashOptions", "minhash:build", "near duplicates by MinHash: the best copy stays"),
+    "simhash": Entry("simhash:SimHashOptions", "simhash:build", "near duplicates by SimHash: the best copy stays"),
     "tokenize": Entry("tokenize:TokenizeOptions", "tokenize:build", "token shards beside the output, for training"),
     # name: Entry("module:Options", "module:build", "what it does")
 }
