@@ -17,6 +17,7 @@ from tests.fakes.curation import ENTRIES, rows, write_jsonl
 from tokenmill.core.errors import ConfigError, NotFoundError
 from tokenmill.data.curate import pipeline, runners, steps, work
 from tokenmill.data.curate.pipeline import CurateError, curate
+from tokenmill.data.curate.read import MissingLibrary
 from tokenmill.data.curate.recipe import CurateRecipe, read_recipe
 from tokenmill.data.files import find_files, read_rows
 
@@ -254,3 +255,18 @@ def test_two_runs_do_not_share_a_folder(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"), pytest.raises(CurateError, match="another run"):
         curate(recipe(raw, tmp_path / "out"))
+
+
+def test_ray_gives_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    for runner in ("local", "ray"):
+        curate(recipe(raw, tmp_path / runner, steps=["exact"], runner=runner, workers=2))
+    assert bytes_in(tmp_path / "ray") == bytes_in(tmp_path / "local")
+
+
+def test_without_ray_the_extra_is_named(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingLibrary, match=r"tokenmill\[ray\]"):
+        curate(recipe(raw, tmp_path / "out", steps=[], runner="ray"))

@@ -79,7 +79,7 @@ def find_sources(config: Input) -> tuple[list[Source], int]:
             if kind is None:
                 raise ConfigError(f"{file}: its name does not say what it is; give input.format=text|jsonl|…")
             state = file.stat()
-            found[str(file.resolve())] = Source(str(file), name, kind, state.st_size, state.st_mtime_ns)
+            found[str(file.resolve())] = Source(str(file.absolute()), name, kind, state.st_size, state.st_mtime_ns)
     if not found:
         raise NotFoundError(f"{config.path}: no files there that can be read ({' '.join(SUFFIXES)})")
     return sorted(found.values(), key=lambda source: (source.name, source.path)), unknown

@@ -71,7 +71,7 @@ def curate(
         NotFoundError: no input. ConfigError: a step's options do not go together. CurateError: the output folder holds
         something else, or the input changed since the run that is gone on with.
     """
-    folder = Path(recipe.output.path).expanduser()
+    folder = Path(recipe.output.path).expanduser().absolute()  # workers may stand elsewhere
     with _locked(folder):
         ours = fresh and manifest.remove_run(folder)
         sources, unknown = find_sources(recipe.input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -116,12 +117,15 @@ def _on_ray(setup: Setup, jobs: list[Job]) -> Iterator[int]:
     except ImportError as error:
         raise MissingLibrary('runner=ray needs `pip install "tokenmill[ray]"`') from error
 
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # the run shows its own progress
+    ray.data.DataContext.get_current().enable_progress_bars = False
     if not ray.is_initialized():
         ray.init(num_cpus=setup.recipe.workers if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False)
     rows = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
     workers = int(min(len(jobs), setup.recipe.workers or ray.cluster_resources().get("CPU", 1)))
     # an actor makes its steps once, with what they load
-    done = rows.map(_RayWorker, fn_constructor_args=(setup, jobs), concurrency=workers)
+    pool = ray.data.ActorPoolStrategy(size=workers)
+    done = rows.map(_RayWorker, fn_constructor_args=(setup, jobs), compute=pool)
     for row in done.iter_rows():
         yield int(row["documents"])
 
