@@ -39,13 +39,32 @@ class Entry:
 
 
 STEPS: dict[str, Entry] = {
+    "html": Entry("html:HtmlOptions", "html:build", "the main text of web pages"),
+    "clean": Entry("clean:CleanOptions", "clean:build", "encodings, invisible characters, white space, boilerplate"),
+    "language": Entry("language:LanguageOptions", "language:build", "which language: tag and filter"),
     "gopher": Entry("gopher:GopherOptions", "gopher:build", "Gopher's quality rules"),
     "c4": Entry("c4:C4Options", "c4:build", "C4's rules: lines that end sentences, no code, no boilerplate"),
     "fineweb": Entry("fineweb:FinewebOptions", "fineweb:build", "FineWeb's rules: line ends, short lines, lists"),
     "repetition": Entry("repetition:RepetitionOptions", "repetition:build", "Gopher's repetition rules"),
+    "perplexity": Entry("perplexity:PerplexityOptions", "perplexity:build", "what a model finds too odd or too plain"),
+    "classifier": Entry(
+        "classifier:ClassifierOptions", "classifier:build", "what a classifier of one's own finds good"
+    ),
+    "toxicity": Entry("toxicity:ToxicityOptions", "toxicity:build", "obscene and hateful text, by list and classifier"),
+    "pii": Entry(
+        "tokenmill.data.curate.pii.step:PiiOptions", "tokenmill.data.curate.pii.step:build", "personal data and secrets"
+    ),
+    "decontaminate": Entry(
+        "decontaminate:DecontaminateOptions", "decontaminate:build", "what models are evaluated on goes"
+    ),
     "exact": Entry("exact:ExactOptions", "exact:build", "equal documents, paragraphs or lines: one stays"),
     "minhash": Entry("minhash:MinHashOptions", "minhash:build", "near duplicates by MinHash: the best copy stays"),
     "simhash": Entry("simhash:SimHashOptions", "simhash:build", "near duplicates by SimHash: the best copy stays"),
+    "mix": Entry("mix:MixOptions", "mix:build", "sources in chosen proportions, up to a budget of tokens"),
+    "synthesize": Entry("synthesize:SynthesizeOptions", "synthesize:build", "new documents from a served model"),
+    "convert": Entry("convert:ConvertOptions", "convert:build", "rows of one format as rows of another"),
+    "split": Entry("split:SplitOptions", "split:build", "train, validation, test without near copies across"),
+    "balance": Entry("balance:BalanceOptions", "balance:build", "shares of languages or of any column"),
     "tokenize": Entry("tokenize:TokenizeOptions", "tokenize:build", "token shards beside the output, for training"),
     # name: Entry("module:Options", "module:build", "what it does")
 }
