@@ -45,7 +45,24 @@ def test_every_recipe_composes_and_says_why(name: str) -> None:
 
 
 def test_the_recipes_that_were_promised_exist() -> None:
-    promised = ["pretrain", "sft", "lora", "qlora", "dora", "prefix", "prompt", "ia3", "bottleneck", "mlm", "span"]
+    promised = [
+        "pretrain",
+        "sft",
+        "lora",
+        "qlora",
+        "dora",
+        "prefix",
+        "prompt",
+        "ia3",
+        "bottleneck",
+        "mlm",
+        "span",
+        "dpo",
+        "simpo",
+        "orpo",
+        "kto",
+        "reward",
+    ]
     assert set(promised) <= set(recipe_names())
 
 

@@ -18,7 +18,7 @@ from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import LinearLayer
 from tokenmill.nn.moe import MoE
 
-NOT_LINEAR = ("head", "router", "head.out")
+NOT_LINEAR = ("head", "router", "head.out", "score")
 """Never part of ``all-linear``: PEFT leaves the output matrix out, and keeps routers in a layer of another kind."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tokenmill.config.recipe import Recipe
+from tokenmill.config.recipe import COMPARING, REFERENCED, Recipe
 
 Problem = tuple[tuple[str, ...], str]
 """The keys that a problem is about, and what it is."""
@@ -20,6 +20,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
     yield from _model(recipe)
     yield from _length(recipe)
     yield from _shape(recipe)
+    yield from _comparing(recipe)
     yield from _without_effect(recipe)
 
 
@@ -85,6 +86,27 @@ def _shape(r: Recipe) -> Iterator[Problem]:
         yield ("shape.max_position", "seq_len"), f"seq_len {r.seq_len} is beyond shape.max_position {s.max_position}"
 
 
+def _comparing(r: Recipe) -> Iterator[Problem]:
+    if r.objective not in COMPARING:
+        return
+    if r.model is None:
+        yield ("objective", "model"), f"objective={r.objective} goes on with a model that can answer (model=NAME)"
+    if r.data.truncate == "split":
+        yield ("data.truncate",), "data.truncate=split would part an answer from its prompt; drop, end and start do not"
+    if r.adapter is None:
+        return
+    if r.adapter.dropout:
+        yield (
+            ("adapter.dropout",),
+            f"adapter.dropout={r.adapter.dropout} would be noise in the comparison of two answers; it must be 0 here",
+        )
+    if r.objective == "reward" and r.adapter.kind in ("prefix", "prompt", "bottleneck"):
+        yield (
+            ("adapter.kind",),
+            f"a reward model is written as one folder, and adapter.kind={r.adapter.kind} cannot be folded into weights",
+        )
+
+
 _LORA = ("rank", "alpha", "rslora", "lora_plus", "dropout")
 _ADAPTER = {
     "lora": (*_LORA, "targets", "layers"),
@@ -102,6 +124,13 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
     muon, wsd = r.optimizer == "muon", r.schedule == "wsd"
     span, mlm = r.objective == "span", r.objective == "mlm"
     off = r.safety_spike == "off"
+    comparing, dpo, simpo, kto = (
+        r.objective in COMPARING,
+        r.objective == "dpo",
+        r.objective == "simpo",
+        r.objective == "kto",
+    )
+    smooth = simpo or (dpo and r.preference.loss in ("sigmoid", "robust"))
     rules: list[tuple[str, bool, str]] = [
         ("momentum", muon, "optimizer=muon"),
         ("betas", r.optimizer != "adafactor", "another optimizer than adafactor"),
@@ -118,6 +147,19 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("corrupt.span_length", span, "objective=span"),
         ("data.eval_share", r.data.eval is None, "no data.eval"),
         ("packing", not span, "a decoder or encoder alone"),
+        ("z_loss", not comparing, "an objective that learns from likelihood"),
+        ("data.train_on", not comparing, "an objective that learns from likelihood; here it is the answer"),
+        ("data.format", not comparing, "rows of documents; here they are recognised by their keys"),
+        ("data.text_field", not comparing, "rows of documents"),
+        ("preference.loss", dpo, "objective=dpo"),
+        ("preference.beta", comparing and r.objective != "reward", "objective=dpo, simpo, orpo or kto"),
+        ("preference.label_smoothing", smooth, "objective=simpo, or dpo with preference.loss=sigmoid or robust"),
+        ("preference.gamma", simpo, "objective=simpo"),
+        ("preference.sft_weight", dpo or simpo, "objective=dpo or simpo"),
+        ("preference.desirable_weight", kto, "objective=kto"),
+        ("preference.undesirable_weight", kto, "objective=kto"),
+        ("preference.reference", r.objective in REFERENCED, "an objective with a reference (dpo, kto)"),
+        ("reward.center", r.objective == "reward", "objective=reward"),
     ]
     defaults = Recipe()
     for key, has_effect, when in rules:

@@ -147,3 +147,35 @@ class CorruptConfig(Part):
     """MLM: all tokens of a word are chosen together, or none (BERT's whole-word masking)."""
     span_length: Annotated[float, Field(ge=1.0)] = 3.0
     """Span corruption: mean tokens of a span (T5: 3)."""
+
+
+class PreferenceConfig(Part):
+    """How answers are compared: the objectives dpo, simpo, orpo and kto."""
+
+    loss: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
+    """DPO: Bradley-Terry likelihood (Rafailov 2023), a hinge (SLiC), a squared distance to 1/(2 beta) of mean
+    log-ratios (IPO, Azar 2023), or the likelihood without the bias of flipped labels (Chowdhury 2024)."""
+    beta: Positive = 0.1
+    """DPO, KTO: how far the policy may move from the reference (smaller: farther). SimPO: scale of the mean
+    log-probabilities (2.0 to 2.5). ORPO: weight of the odds ratio (the paper's lambda)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """DPO (sigmoid, robust) and SimPO: the share of labels that are believed to be flipped."""
+    gamma: Annotated[float, Field(ge=0.0)] = 0.5
+    """SimPO: the margin by which the chosen answer is to win (the paper: beta times 0.3 to 0.8)."""
+    sft_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """DPO, SimPO: weight of the chosen answers' likelihood beside the comparison; it keeps them from becoming rarer."""
+    desirable_weight: Positive = 1.0
+    """KTO: weight of good answers; with 1.33 times as many bad ones, 1.33 balances them."""
+    undesirable_weight: Positive = 1.0
+    """KTO: weight of bad answers."""
+    reference: str | None = None
+    """DPO, KTO: the model that the policy is compared with; without it the policy as it begins, which is its adapter
+    switched off. Its log-probabilities are computed once and kept on disk."""
+
+
+class RewardConfig(Part):
+    """How a reward model learns from pairs: a scalar head, Bradley-Terry, the rows' ``margin`` where they have one."""
+
+    center: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the squared sum of a pair's two rewards: it keeps them around zero, which the comparison alone leaves
+    open (Eisenstein 2023; 0.01)."""

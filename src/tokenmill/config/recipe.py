@@ -18,14 +18,31 @@ from tokenmill.config.parts import (
     DataConfig,
     Part,
     Positive,
+    PreferenceConfig,
+    RewardConfig,
     Shape,
     Share,
     Source,
 )
 
-__all__ = ["AdapterConfig", "CorruptConfig", "DataConfig", "Recipe", "Shape", "Source"]
+__all__ = [
+    "COMPARING",
+    "REFERENCED",
+    "AdapterConfig",
+    "CorruptConfig",
+    "DataConfig",
+    "PreferenceConfig",
+    "Recipe",
+    "RewardConfig",
+    "Shape",
+    "Source",
+]
 
-Objective = Literal["next_token", "sft", "mlm", "span"]
+Objective = Literal["next_token", "sft", "mlm", "span", "dpo", "simpo", "orpo", "kto", "reward"]
+COMPARING = ("dpo", "simpo", "orpo", "kto", "reward")
+"""Objectives that learn from compared answers."""
+REFERENCED = ("dpo", "kto")
+"""Of them, those that compare the policy with a reference model."""
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "muon", "adafactor"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -40,7 +57,8 @@ class Recipe(Part):
     recipe: str = "custom"
     """The recipe's name: it goes into the run folder's."""
     objective: Objective = "next_token"
-    """What is learned: the next token of everything, of what an assistant says (sft), masked tokens, lost spans."""
+    """What is learned: the next token of everything, of what an assistant says (sft), masked tokens, lost spans; from
+    compared answers a policy (dpo, simpo, orpo, kto) or a model that scores answers (reward)."""
     model: str | None = None
     """The model to begin with: a store name, a folder, a ``.gguf`` file. Without it a new one of ``size``/``shape``."""
     size: str | Count | None = None
@@ -56,6 +74,10 @@ class Recipe(Part):
     """What is learned from."""
     corrupt: CorruptConfig = Field(default_factory=CorruptConfig)
     """How text is spoiled for mlm and span."""
+    preference: PreferenceConfig = Field(default_factory=PreferenceConfig)
+    """How answers are compared by dpo, simpo, orpo and kto."""
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    """How a reward model learns."""
     adapter: AdapterConfig | None = None
     """Train only this part; None trains all weights."""
     quantize: Literal["nf4"] | None = None

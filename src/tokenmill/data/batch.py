@@ -91,3 +91,55 @@ class PairBatch:
     def to(self, device: torch.device | str) -> PairBatch:
         """The same batch with its tensors on `device`."""
         return PairBatch(self.source.to(device), self.target.to(device))
+
+
+@dataclass(frozen=True)
+class ComparedSample(Sample):
+    """Two documents that are looked at together; ``tokens`` and ``labels`` hold one behind the other."""
+
+    split: int = 0
+    """Tokens of the first one."""
+    good: bool = True
+    """The verdict on a judged answer; of a pair the first document is the chosen one."""
+    margin: float = 0.0
+    """By how much the first one is better, where the data says so."""
+
+
+@dataclass
+class ComparedBatch(Batch):
+    """A micro-batch of compared answers: documents 2i and 2i + 1 belong to sample i. Axes: P samples.
+
+    They are the chosen and the rejected answer of a pair; or a judged answer, and behind its prompt the answer to
+    another one (for KTO's estimate of the divergence).
+    """
+
+    reference_P2: Tensor
+    """Log-probability of each document's labels under the reference model, float32; zeros where none is asked."""
+    good_P: Tensor
+    """bool, see :class:`ComparedSample`."""
+    margins_P: Tensor
+    """float32."""
+    nll_labels_T: Tensor
+    """Labels of what is learned by likelihood besides; NO_LABEL everywhere where that is nothing."""
+
+    @property
+    def num_labels(self) -> int:
+        """Samples: a loss of comparisons is summed over them and divided by their number."""
+        return len(self.indices)
+
+    @property
+    def num_nll(self) -> int:
+        """Tokens that are learned by likelihood, which have a mean of their own."""
+        return int((self.nll_labels_T != NO_LABEL).sum())
+
+    def side(self, number: int) -> Batch:
+        """The first (0) or the second (1) document of every sample, packed."""
+        starts = np.cumsum([0, *self.lengths])
+        kept = [torch.arange(starts[i], starts[i + 1]) for i in range(number, len(self.lengths), 2)]
+        kept_T = torch.cat(kept).to(self.tokens_T.device)
+        return Batch(self.tokens_T[kept_T], self.labels_T[kept_T], self.lengths[number::2], self.indices)
+
+    def to(self, device: torch.device | str) -> ComparedBatch:
+        """The same batch with its tensors on `device`."""
+        names = ("tokens_T", "labels_T", "reference_P2", "good_P", "margins_P", "nll_labels_T")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})

@@ -49,10 +49,7 @@ class Dataset:
         labels = pieces.labels if causal else np.maximum(pieces.labels, 1)
         # a piece of a split document without labels teaches nothing; a whole document without any is the caller's case
         times = ((labels > 0) | (truncate != "split")).astype(np.int64)
-        if any(weight != 1.0 for weight in weights):
-            wanted = np.asarray(weights)[files.documents["source"][pieces.documents]]
-            chance = np.random.Generator(np.random.Philox(seed)).random(len(wanted))
-            times *= (wanted + chance).astype(np.int64)
+        times *= passes(weights, files.documents["source"][pieces.documents], seed)
         self.starts, self.lengths, self.documents = (
             np.repeat(part, times) for part in (pieces.starts, pieces.lengths, pieces.documents)
         )
@@ -100,6 +97,14 @@ class Dataset:
         for part in (self.starts, self.lengths):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
+
+
+def passes(weights: Sequence[float], sources: np.ndarray, seed: int) -> np.ndarray:
+    """How often an epoch passes over each sample, by the weight of its source; int64."""
+    if all(weight == 1.0 for weight in weights):
+        return np.ones(len(sources), np.int64)
+    chance = np.random.Generator(np.random.Philox(seed)).random(len(sources))
+    return (np.asarray(weights)[sources] + chance).astype(np.int64)
 
 
 @dataclass

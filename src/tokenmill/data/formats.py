@@ -1,8 +1,8 @@
 """What a row means: plain text, a prompt with its completion, or a conversation with tools.
 
 Recognised by keys, the most telling first: ``messages``; ``conversations`` (ShareGPT); ``chosen`` and ``rejected``
-(preferences); ``instruction`` (Alpaca); ``prompt`` with ``completion``; ``text``. Preferences and labelled completions
-are known and refused: no objective here could use them.
+(preferences); ``instruction`` (Alpaca); ``prompt`` with ``completion``; ``text``. Rows that compare answers are known
+and refused here: ``preferences.py`` reads them, for the objectives that can use them.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Chat:
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] | None = None
+    context: int = 0
+    """Messages that are only read, whoever says them: the prompt of an answer that is compared."""
 
 
 Document = Text | Completion | Chat
@@ -79,8 +81,8 @@ def recognise(row: Mapping[str, Any], text_field: str = "text") -> Format:
     """What a row is by its keys."""
     if "chosen" in row and "rejected" in row:
         raise PreferenceError(
-            "a preference pair (chosen, rejected): these train reward models and preference objectives (dpo, orpo …), "
-            "not this one; keep the chosen side alone to learn from it"
+            "a preference pair (chosen, rejected): these train the preference recipes (dpo, orpo, reward …), not this "
+            "one; keep the chosen side alone to learn from it"
         )
     if "messages" in row:
         return "messages"
@@ -91,7 +93,7 @@ def recognise(row: Mapping[str, Any], text_field: str = "text") -> Format:
     if "prompt" in row and "completion" in row:
         if "label" in row:
             raise PreferenceError(
-                "a labelled completion (prompt, completion, label): these train preference objectives (kto), not this "
+                "a labelled completion (prompt, completion, label): these train a preference recipe, kto, not this "
                 "one; keep the rows with a true label, without it, to learn from them"
             )
         return "completion"
@@ -140,7 +142,7 @@ def _sharegpt(row: Mapping[str, Any]) -> Chat:
         if not isinstance(turn, Mapping):
             raise RowError(f"{where} must be an object")
         if "role" in turn and "from" not in turn:
-            messages.append(_message(turn, where))
+            messages.append(parse_message(turn, where))
             continue
         speaker = turn.get("from")
         if speaker not in _SPEAKERS:
@@ -151,17 +153,18 @@ def _sharegpt(row: Mapping[str, Any]) -> Chat:
         if speaker in ("function_call", "tool_call"):
             message = {"role": "assistant", "content": "", "tool_calls": [_call(turn["value"], f"{where}.value")]}
         messages.append(message)
-    return Chat(messages, _tools(row.get("tools")))
+    return Chat(messages, parse_tools(row.get("tools")))
 
 
 def _messages(row: Mapping[str, Any]) -> Chat:
     given = row.get("messages")
     if not isinstance(given, list) or not given:
         raise RowError("messages must be a list of messages, and not empty")
-    return Chat([_message(one, f"messages[{i}]") for i, one in enumerate(given)], _tools(row.get("tools")))
+    return Chat([parse_message(one, f"messages[{i}]") for i, one in enumerate(given)], parse_tools(row.get("tools")))
 
 
-def _message(given: Any, where: str) -> Message:
+def parse_message(given: Any, where: str) -> Message:
+    """A message of OpenAI's shape, with tool calls as templates want them; RowError says what is wrong with it."""
     if not isinstance(given, Mapping):
         raise RowError(f"{where} must be an object with role and content")
     role, content = given.get("role"), given.get("content")
@@ -196,7 +199,8 @@ def _call(given: Any, where: str) -> dict[str, Any]:
     return call | ({"id": given["id"]} if "id" in given else {})
 
 
-def _tools(given: Any) -> Sequence[Mapping[str, Any]] | None:
+def parse_tools(given: Any) -> Sequence[Mapping[str, Any]] | None:
+    """The functions that a conversation may call; None without any."""
     if isinstance(given, str) and given.strip():
         given = _json(given, "tools")
     if not given:

@@ -27,18 +27,20 @@ from tokenmill.config.parts import DataConfig, Source
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.log import get_logger
 from tokenmill.core.paths import home
+from tokenmill.data.compared import JudgedAnswers, Pairs
 from tokenmill.data.dataset import Dataset, Truncate
 from tokenmill.data.files import find_files
 from tokenmill.data.render import Renderer
 from tokenmill.data.report import SHOWN, DataReport, Side
 from tokenmill.data.shards import open_shards, refuse_settled, shard_folders
-from tokenmill.data.tokenise import tokenise
+from tokenmill.data.tokenise import Kind, tokenise
 from tokenmill.data.tokens import TokenFiles
 from tokenmill.text.tokenizer import Tokenizer
 
 log = get_logger(__name__)
-_VERSION = 1  # of the cache's contents: raise it when the same settings give other tokens
-_KEEP_DAYS = 30
+_VERSION = 2  # of the cache's contents: raise it when the same settings give other tokens
+KEEP_DAYS = 30
+"""After which what no run has opened is removed from the caches."""
 
 Progress = Callable[[str, int], None]
 """(what, rows so far)."""
@@ -61,12 +63,14 @@ def load_splits(
     *,
     seq_len: int,
     causal: bool = True,
+    kind: Kind = "documents",
     progress: Progress | None = None,
 ) -> Splits:
     """Read and check the data of a recipe.
 
     Args:
-        causal: labels are the next tokens; False for objectives that spoil the text themselves (mlm, span).
+        causal: labels are the next tokens; False for objectives that read whole texts (mlm, span, reward).
+        kind: what a row is; of compared answers, a sample is two documents.
 
     Raises:
         ConfigError: nothing to learn, too many broken rows, rows of the wrong kind, rows without any label.
@@ -81,27 +85,35 @@ def load_splits(
         add_eos=config.add_eos,
     )
     sources = _sources(config.path)
-    files = _token_files(config, sources, renderer, progress)
+    files = _token_files(config, sources, renderer, kind, progress)
     _read_findings(report, files, config)
     train, held_out = _split(files, config)
     other = files
     if config.eval is not None:
-        other = _token_files(config, _sources(config.eval), renderer, progress)
+        other = _token_files(config, _sources(config.eval), renderer, kind, progress)
         _read_findings(report, other, config)
         held_out = np.arange(len(other.documents))
-    truncate = _truncate(config, files)
+    truncate = _truncate(config, files, kind)
     report.policies["truncate"] = truncate
     train = _clean(train, files, held_out, other, config, report)
-    weights = [source.weight for source in sources]
-    trained = Dataset(
-        files, train, seq_len=seq_len, truncate=truncate, weights=weights, seed=config.seed, causal=causal
-    )
+    how: dict[str, Any] = {"seq_len": seq_len, "truncate": truncate, "seed": config.seed, "causal": causal}
+    trained = _dataset(files, train, kind, [source.weight for source in sources], **how)
     trained = _checked(trained, report.train, train, config, tokenizer)
     if len(trained) == 0:
         raise ConfigError(f"there is nothing to learn in {config.path}: {_why_empty(report)}")
-    evaluated = Dataset(other, held_out, seq_len=seq_len, truncate=truncate, causal=causal)
+    evaluated = _dataset(other, held_out, kind, (), **how)
     evaluated = _checked(evaluated, report.eval, held_out, config.model_copy(update={"masked": "drop"}), tokenizer)
     return Splits(trained, evaluated if len(evaluated) else None, report, byte_lengths(tokenizer))
+
+
+def _dataset(
+    files: TokenFiles, documents: np.ndarray, kind: Kind, weights: Sequence[float], *, seed: int, **how: Any
+) -> Dataset:
+    """The samples of these documents."""
+    if kind == "documents":
+        return Dataset(files, documents, weights=weights, seed=seed, **how)
+    compared = Pairs if kind == "pairs" else JudgedAnswers
+    return compared(Dataset(files, documents, **how), weights=weights, seed=seed)
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
@@ -121,9 +133,11 @@ def _sources(path: Any) -> list[Source]:
     return [one if isinstance(one, Source) else Source(path=one) for one in given]
 
 
-def _truncate(config: DataConfig, files: TokenFiles) -> Truncate:
+def _truncate(config: DataConfig, files: TokenFiles, kind: Kind) -> Truncate:
     if config.truncate != "auto":
         return config.truncate
+    if kind != "documents":
+        return "drop"  # what makes one answer better than the other may be in the part that is cut off
     # plain text is learned whole, so splitting loses nothing; half a conversation without its beginning is none
     return "split" if files.meta["all_text"] else "end"
 
@@ -253,17 +267,17 @@ def _why_empty(report: DataReport) -> str:
 
 
 def _token_files(
-    config: DataConfig, sources: Sequence[Source], renderer: Renderer, progress: Progress | None
+    config: DataConfig, sources: Sequence[Source], renderer: Renderer, kind: Kind, progress: Progress | None
 ) -> TokenFiles:
     if shards := shard_folders([source.path for source in sources]):
-        refuse_settled(config, "documents")
+        refuse_settled(config, kind)
         return open_shards(shards, renderer.tokenizer)
     listed = [find_files(source.path) for source in sources]
-    key = _key(config, listed, renderer.tokenizer)
+    key = _key(config, listed, renderer, kind)
     share = config.eval_share if config.eval is None else 0.0
     if not config.cache:
         temporary = tempfile.TemporaryDirectory(prefix="tokenmill-data-")
-        tokenise(config, listed, renderer, Path(temporary.name), key, share, progress)
+        tokenise(config, listed, renderer, Path(temporary.name), key, share, progress, kind)
         files = TokenFiles.open(Path(temporary.name))
         weakref.finalize(files, temporary.cleanup)
         return files
@@ -274,7 +288,7 @@ def _token_files(
         _prune(cache)
         building = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
         try:
-            tokenise(config, listed, renderer, building, key, share, progress)
+            tokenise(config, listed, renderer, building, key, share, progress, kind)
             try:
                 building.rename(folder)
             except OSError:  # another process was quicker; what it made is the same
@@ -286,15 +300,13 @@ def _token_files(
     return TokenFiles.open(folder)
 
 
-def _key(config: DataConfig, listed: Sequence[Sequence[Path]], tokenizer: Tokenizer) -> str:
+def _key(config: DataConfig, listed: Sequence[Sequence[Path]], renderer: Renderer, kind: Kind) -> str:
     """Names everything that the tokens follow from."""
-    settings = config.model_dump(
-        include={"format", "text_field", "train_on", "prompts", "chat_template", "add_eos", "eval_share"}
-    )
+    settings = config.model_dump(include={"format", "text_field", "prompts", "chat_template", "add_eos", "eval_share"})
     parts = {
         "version": _VERSION,
-        "settings": {**settings, "eval": config.eval is not None},
-        "tokenizer": tokenizer.fingerprint,
+        "settings": {**settings, "eval": config.eval is not None, "train_on": renderer.train_on, "kind": kind},
+        "tokenizer": renderer.tokenizer.fingerprint,
         "files": [[[str(file.resolve()), *_stamp(file)] for file in files] for files in listed],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -310,6 +322,6 @@ def _prune(cache: Path) -> None:
     for folder in cache.iterdir():
         stamp = folder / "meta.json"
         age = time.time() - (stamp if stamp.exists() else folder).stat().st_mtime
-        if age > _KEEP_DAYS * 86400:
+        if age > KEEP_DAYS * 86400:
             log.info("removing tokens that were last used %d days ago: %s", age // 86400, folder)
             shutil.rmtree(folder, ignore_errors=True)

@@ -121,7 +121,8 @@ class Renderer:
     # --- conversations
 
     def _chat(self, chat: Chat) -> Iterator[Encoded]:
-        turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        said = (i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
+        turns = [i for i in said if i >= chat.context]
         if self.train_on == "all":
             ids = self._ids(chat, len(chat.messages))
             yield _encoded(ids, [(0, len(ids))], self.tokenizer)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -14,9 +15,13 @@ from tokenmill.config.parts import DataConfig
 from tokenmill.core.errors import ConfigError
 from tokenmill.data.files import TEXTS, Broken, Row, kind_of, read_rows
 from tokenmill.data.formats import Chat, Completion, Document, PreferenceError, RowError, Text, parse_row
-from tokenmill.data.render import Renderer
+from tokenmill.data.preferences import Judged, parse_judged, parse_pair
+from tokenmill.data.render import Encoded, Renderer
 from tokenmill.data.report import SHOWN
 from tokenmill.data.tokens import TokenWriter
+
+Kind = Literal["documents", "pairs", "judged"]
+"""What a row is: a document to learn, a chosen and a rejected answer, or an answer with a verdict."""
 
 
 @dataclass
@@ -41,6 +46,7 @@ def tokenise(
     key: str,
     eval_share: float,
     progress: Callable[[str, int], None] | None = None,
+    kind: Kind = "documents",
 ) -> None:
     """Write the tokens of the files of every source into `folder` (see `tokens`).
 
@@ -58,11 +64,11 @@ def tokenise(
         for source, files in enumerate(listed):
             for file in files:
                 place = {"file": number, "source": source}
-                if kind_of(file) in TEXTS:
+                if kind_of(file) in TEXTS and kind == "documents":
                     counts.texts.append(str(file))
                     _text_file(file, renderer, writer, counts, eval_share, place)
                 else:
-                    _table(file, config, renderer, writer, counts, place, progress)
+                    _table(file, config, renderer, writer, counts, place, progress, kind)
                 if progress is not None:
                     progress(file.name, counts.rows)
                 number += 1
@@ -77,25 +83,28 @@ def _table(
     counts: _Pass,
     place: dict[str, int],
     progress: Callable[[str, int], None] | None,
+    kind: Kind,
 ) -> None:
+    if kind != "documents" and kind_of(file) in TEXTS:
+        raise ConfigError(f"{file}: a plain text compares no answers; give rows (.jsonl, .parquet)")
     for row in read_rows(file):
         counts.rows += 1
         try:
             if isinstance(row, Broken):
                 raise RowError(row.problem)
-            document = parse_row(row.value, format=config.format, text_field=config.text_field)
-            if _is_empty(document):
+            answers = _answers(row, config, kind)
+            if all(_is_empty(one.document) for one in answers):
                 counts.empty += 1
                 continue
-            examples = renderer.encode(document)
+            encoded = [(one, example) for one in answers for example in _encoded(one, renderer, kind)]
         except PreferenceError as error:
             raise ConfigError(f"{file}:{row.line}: {error}") from error
         except RowError as error:
             _put_aside(counts, Broken(file, row.line, str(error)))
             continue
-        counts.all_text = counts.all_text and isinstance(document, Text)
-        content = _content(document)
-        for example in examples:
+        counts.all_text = counts.all_text and isinstance(answers[0].document, Text)
+        content = _content(answers)
+        for one, example in encoded:
             writer.append(example.ids, example.learned)
             writer.end_document(
                 len(example),
@@ -104,10 +113,29 @@ def _table(
                 row=counts.rows,
                 line=row.line,
                 ends=example.ends,
+                good=one.good,
+                margin=one.margin,
                 **place,
             )
         if progress is not None and counts.rows % 1000 == 0:
             progress(file.name, counts.rows)
+
+
+def _answers(row: Row, config: DataConfig, kind: Kind) -> list[Judged]:
+    """What a row holds: its document, or its answers."""
+    if kind == "documents":
+        return [Judged(parse_row(row.value, format=config.format, text_field=config.text_field), True)]
+    return list(parse_pair(row.value) if kind == "pairs" else parse_judged(row.value))
+
+
+def _encoded(one: Judged, renderer: Renderer, kind: Kind) -> list[Encoded]:
+    examples = renderer.encode(one.document)
+    if kind != "documents" and len(examples) != 1:
+        raise RowError(
+            "the chat template writes earlier turns of this answer in another way when it goes on, so it cannot be "
+            "scored as one; keep its last turn alone and put the others into the prompt"
+        )
+    return examples
 
 
 def _put_aside(counts: _Pass, broken: Broken) -> None:
@@ -127,16 +155,22 @@ def _is_empty(document: Document) -> bool:
     )
 
 
-def _content(document: Document) -> np.uint64:
+def _content(answers: Sequence[Judged]) -> np.uint64:
     """A hash of what a row says: equal for equal rows, whatever file and format they come in."""
-    if isinstance(document, Chat):
-        said = json.dumps([list(document.messages), document.tools], sort_keys=True, default=str)
-    elif isinstance(document, Completion):
-        said = json.dumps([document.prompt, document.completion])
+    if len(answers) == 1:
+        said = _said(answers[0].document)
     else:
-        said = document.text
+        said = json.dumps([_said(one.document) for one in answers])
     digest = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
+
+
+def _said(document: Document) -> str:
+    if isinstance(document, Chat):
+        return json.dumps([list(document.messages), document.tools], sort_keys=True, default=str)
+    if isinstance(document, Completion):
+        return json.dumps([document.prompt, document.completion])
+    return document.text
 
 
 def _text_file(

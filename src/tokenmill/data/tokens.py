@@ -29,6 +29,8 @@ RECORD = np.dtype(
         ("source", "<i4"),  # number of the source in the recipe
         ("held_out", "?"),  # the end of a plain text, which is kept for evaluation
         ("ends", "?"),  # its last learned token is an end token
+        ("good", "?"),  # an answer that was chosen, or judged to be good; the rejected one of a pair follows it
+        ("margin", "<f4"),  # how much better the chosen side of a pair is
     ]
 )
 """What is known of a document without reading its tokens."""

@@ -15,6 +15,7 @@ from tokenmill.engine.request import FinishReason, Request, Step
 from tokenmill.engine.sampler import Sampler
 from tokenmill.nn.context import Cached, SequenceCache
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.scorer import Scorer
 
 PREFILL_CHUNK = 2048  # tokens of a prompt that go through the model at once: bounds the memory of a long prompt
 
@@ -35,6 +36,10 @@ def generate(model: Decoder, requests: Sequence[Request], max_length: int | None
 
 
 def check_request(request: Request, model: Decoder, limit: int) -> None:
+    if isinstance(model, Scorer):
+        raise UsageError(
+            "this is a reward model: it scores answers (POST /v1/score, tokenmill eval reward) and writes none"
+        )
     vocabulary = model.config.vocab_size
     if not request.prompt:
         raise UsageError("the prompt has no tokens; give at least one")

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from tokenmill.config.recipe import COMPARING
 from tokenmill.core.errors import TokenmillError
 from tokenmill.data.batch import NO_LABEL
 from tokenmill.engine.generate import generate
 from tokenmill.engine.request import Request
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.scorer import Scorer
 from tokenmill.text.tokenizer import Tokenizer
 from tokenmill.train.watch_protocol import Sample
 
@@ -44,9 +46,9 @@ def sampler(
     seed: int = 0,
     held_out: Dataset | None = None,
 ) -> Callable[[int], Iterable[Sample]] | None:
-    """What the loop calls with its step to get samples; None where the model does not write (an encoder), or no prompt
-    is found. ``chat``: prompts are what a user says, rendered with the model's own template."""
-    if not isinstance(network, Decoder) or max_tokens == 0:
+    """What the loop calls with its step to get samples; None where the model does not write (an encoder, a reward
+    model), or no prompt is found. ``chat``: prompts are what a user says, rendered with the model's own template."""
+    if not isinstance(network, Decoder) or isinstance(network, Scorer) or max_tokens == 0:
         return None
     if prompts:
         asked = [(prompt, _ids(tokenizer, prompt, chat)) for prompt in prompts]
@@ -103,7 +105,7 @@ def samples_of(model: Model, plan: Plan) -> Callable[[int], Iterable[Sample]] | 
         model.network,
         plan.tokenizer,
         recipe.sample_prompts,
-        chat=recipe.objective == "sft",
+        chat=recipe.objective == "sft" or recipe.objective in COMPARING,
         max_tokens=recipe.sample_tokens,
         seed=recipe.seed,
         held_out=plan.splits.eval,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -39,13 +40,16 @@ from tokenmill.models import (
 )
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import Family
+from tokenmill.models.packed_file import PackedFile
 from tokenmill.models.packing import can_pack, pack_floats
+from tokenmill.models.scorer import is_scorer, read_scorer
 from tokenmill.models.weights import Network, Table, check_plain, file_tensors, load_weights
 from tokenmill.nn.config import Config, DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from tokenmill.nn.cost import parameters
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.encoder import Encoder
 from tokenmill.nn.encoder_decoder import EncoderDecoder
+from tokenmill.nn.scorer import Scorer
 from tokenmill.store import Store
 
 if TYPE_CHECKING:
@@ -137,6 +141,8 @@ def read_any_config(config: Mapping[str, Any], source: str) -> tuple[Family, Con
     if family.variant is not None:
         family = family.variant(config)
     ours = family.read(reader)
+    if is_scorer(config):
+        family, ours = read_scorer(reader, family, ours)
     other_architectures = {"is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"}
     if isinstance(ours, EncoderDecoderConfig):
         other_architectures.remove("is_encoder_decoder")
@@ -157,7 +163,7 @@ def build(config: Config) -> Network:
     with torch.device("meta"):
         network: Network
         if isinstance(config, DecoderConfig):
-            network = Decoder(config)
+            network = Scorer(config) if config.num_labels else Decoder(config)
         elif isinstance(config, EncoderConfig):
             network = Encoder(config)
         else:
@@ -197,9 +203,20 @@ def model_from_file(
     pack = pack and dtype in (None, "auto") and can_pack(network, on)
     stored = _stored_dtype(file)
     number_format = torch.float32 if pack and stored is None else pick_dtype(dtype, on, stored, parameters(ours))
-    load_weights(network, file, table, dtype=number_format, device=on, ignored=ignored, pack=pack)
+    saved = PackedFile(file, table)
+    load_weights(
+        network,
+        file,
+        table,
+        dtype=number_format,
+        device=on,
+        ignored=ignored,
+        pack=pack,
+        filled=partial(saved.fill, network) if pack else tuple,
+    )
     if pack:
         pack_floats(network)
+        saved.save_soon(network)
     return Model(network, family, config, generation_config)
 
 

@@ -104,6 +104,8 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    num_labels: int = 0
+    """Numbers that a text is scored with instead of being continued (:class:`tokenmill.nn.scorer.Scorer`)."""
 
     @property
     def num_layers(self) -> int:

@@ -58,7 +58,8 @@ def parameters(config: Config, *, active: bool = False) -> int:
         _attention(hidden, layer.attention, config.norm) + _feed_forward(hidden, layer.mlp, active) + norms
         for layer in config.layers
     )
-    embeddings = config.vocab_size * hidden * (1 if config.tied_embeddings else 2)
+    tables = 1 if config.tied_embeddings or config.num_labels else 2
+    embeddings = (config.vocab_size * tables + config.num_labels) * hidden
     positions = config.max_position * hidden if config.learned_positions else 0
     return embeddings + positions + layers + _norm(hidden, config.norm)
 
@@ -101,7 +102,7 @@ def flops_per_token(config: DecoderConfig, context: int) -> float:
     """Operations of the forward pass for one token that sees ``context`` keys. Training costs three times as much."""
     lookups = config.vocab_size * config.hidden_size  # the embedding is read, not multiplied
     lookups += config.max_position * config.hidden_size if config.learned_positions else 0
-    head = config.vocab_size * config.hidden_size if config.tied_embeddings else 0
+    head = config.vocab_size * config.hidden_size if config.tied_embeddings and not config.num_labels else 0
     weights = parameters(config, active=True) - lookups + head
     attention = sum(
         4 * layer.attention.num_heads * layer.attention.head_dim * min(context, layer.attention.window or context)

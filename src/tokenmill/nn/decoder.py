@@ -67,7 +67,9 @@ class Decoder(nn.Module):
         self.positions = Embedding(config.max_position, config.hidden_size) if config.learned_positions else None
         self.layers = nn.ModuleList(Block(config, layer, i) for i, layer in enumerate(config.layers))
         self.norm = Norm(config.hidden_size, config.norm)
-        self.head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.head = (
+            None if config.tied_embeddings or config.num_labels else Linear(config.hidden_size, config.vocab_size)
+        )
         ropes = dict.fromkeys(layer.attention.rope for layer in config.layers)  # a set that keeps its order
         self.rotaries = {rope: Rotary(rope) for rope in ropes if rope is not None}
         self.prompt: Prompt | None = None

@@ -23,9 +23,9 @@ from tokenmill.core.errors import FormatError, TokenmillError
 from tokenmill.train.activations import layers_recomputed, saving_memory
 from tokenmill.train.checkpoint import Checkpoints, Snapshot, read_checkpoint
 from tokenmill.train.distributed import World
-from tokenmill.train.evaluate import Evaluation, likelihood
+from tokenmill.train.evaluate import Evaluation, Means
 from tokenmill.train.gradients import GradientSum, clip_factor, global_norm, named
-from tokenmill.train.objectives.base import Objective
+from tokenmill.train.objectives.base import Objective, OfStep
 from tokenmill.train.optim.base import Optimizer
 from tokenmill.train.safety import LossScale, SpikeGuard
 from tokenmill.train.schedules import Schedule
@@ -115,6 +115,7 @@ class Loop:
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
         self._last: dict[str, float] = {}
+        self._last_evaluation: dict[str, float] = {}
 
     # --- the run
 
@@ -169,7 +170,7 @@ class Loop:
             self.checkpoints.wait()
         self.world.wait()
         best = {} if math.isinf(self.progress.best) else {"eval_loss": self.progress.best}
-        return RunEnd(self.progress.step, reason, {**self._last, **best}, None)
+        return RunEnd(self.progress.step, reason, {**self._last, **best, **self._last_evaluation}, None)
 
     # --- a step
 
@@ -177,9 +178,10 @@ class Loop:
         """One optimiser step; returns whether it was rolled back, and whether the run is to stop behind it."""
         began, done = time.perf_counter(), self.progress.step
         micro = [next(batches) for _ in range(self.schedule.micro_batches(done))]
-        mine = [sum(b.num_labels for b in micro), sum(_num_tokens(b) for b in micro), stop.asked]
-        count, tokens, stopping = self.world.sum([float(value) for value in mine])
-        loss, extra = self._backward(micro, count)
+        mine = [sum(b.num_labels for b in micro), sum(getattr(b, "num_nll", 0) for b in micro),
+                sum(_num_tokens(b) for b in micro), stop.asked]  # fmt: skip
+        count, num_nll, tokens, stopping = self.world.sum([float(value) for value in mine])
+        loss, extra = self._backward(micro, count, num_nll)
         gradients = self.gradients.finish(self.world)
         norm = global_norm(gradients) / self.loss_scale.value
         if self.world.rank == 0:
@@ -198,24 +200,23 @@ class Loop:
         self._tell(lr, loss, norm, int(tokens), int(count), began, skipped, extra)
         return False, bool(stopping)
 
-    def _backward(self, micro: list[Any], count: float) -> tuple[float, dict[str, float]]:
+    def _backward(self, micro: list[Any], count: float, num_nll: float = 0.0) -> tuple[float, dict[str, float]]:
         """Gradients of a step, and the mean loss and the objective's metrics over all processes."""
         self.gradients.begin(several=len(micro) > 1 or self.world.size > 1)
         _seed(self.settings.seed, self.progress.step, self.world.rank)
-        sums: dict[str, float] = {}
+        objective = self.objective
+        if isinstance(objective, OfStep):
+            objective = objective.of_step(self.network, micro, self.world)
+        found = Means()
         context: Callable[[], AbstractContextManager[Any]] = saving_memory(self.settings.checkpointing)
-        nats = 0.0
         for batch in micro:
             with context():
-                loss = self.objective(self.network, batch.to(self.device))
+                loss = objective(self.network, batch.to(self.device))
             if loss.sum.requires_grad and count:
-                (loss.sum * (self.loss_scale.value / count)).backward()
-            nats += likelihood(loss)
-            for name, value in loss.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-        names = sorted(sums)
-        nats, *values = self.world.sum([nats, *(sums[name] for name in names)])
-        return nats / max(count, 1.0), {n: v / max(count, 1.0) for n, v in zip(names, values, strict=True)}
+                total = loss.sum / count if loss.nll is None else loss.sum / count + loss.nll / max(num_nll, 1.0)
+                (total * self.loss_scale.value).backward()
+            found.add(loss, getattr(batch, "num_nll", 0))
+        return found.over(self.world)
 
     # --- what is wrong with it
 
@@ -289,12 +290,13 @@ class Loop:
         if self.evaluation is None:
             return False
         result, progress = self.evaluation(), self.progress
+        self._last_evaluation = {f"eval_{name}": value for name, value in result.metrics.items()}
         best = result.loss < progress.best
         progress.evals_without_better = 0 if best else progress.evals_without_better + 1
         progress.best = min(progress.best, result.loss)
         if self.world.rank == 0:
             fields = (result.loss, result.perplexity, result.bits_per_byte, result.tokens, result.seconds)
-            self.watcher.on_eval(EvalMetrics(progress.step, *fields, best))
+            self.watcher.on_eval(EvalMetrics(progress.step, *fields, best, result.metrics))
         return self._rank_among_best(result.loss)
 
     def _rank_among_best(self, loss: float) -> bool:

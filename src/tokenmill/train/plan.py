@@ -13,12 +13,13 @@ from typing import Any
 
 from tokenmill.config import sizes
 from tokenmill.config.compose import Composed
-from tokenmill.config.recipe import Recipe
+from tokenmill.config.recipe import COMPARING, Recipe
 from tokenmill.core.device import pick_device
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.machine import cpu_flags
 from tokenmill.data.loader import Loader
 from tokenmill.data.prepare import Progress, Splits, load_splits
+from tokenmill.data.tokenise import Kind
 from tokenmill.formats import open_tensors
 from tokenmill.models.load import config_of, read_config, tokenizer_from_file
 from tokenmill.nn import cost
@@ -29,7 +30,9 @@ from tokenmill.train.memory import memory_needed
 from tokenmill.train.new_model import ROW, Derivations, new_model
 
 CAUSAL = ("next_token", "sft")
-"""Objectives whose labels are the tokens that follow."""
+"""Objectives whose loss is the likelihood of the tokens that follow."""
+WHOLE = ("mlm", "span", "reward")
+"""Objectives that read whole texts: their labels are made elsewhere, or there are none."""
 MICRO_TOKENS = 8192
 """Of a derived micro-batch: enough to keep two cores or a GPU busy with small models."""
 SMALL = 50_000_000
@@ -103,7 +106,12 @@ def plan_run(
     decoder = read_config(config, recipe.model or "the new model")[1] if _is_decoder(config) else None
     seq_len = _seq_len(recipe, config, open_values)
     splits = load_splits(
-        _data(recipe), tokenizer, seq_len=seq_len, causal=recipe.objective in CAUSAL, progress=progress
+        _data(recipe),
+        tokenizer,
+        seq_len=seq_len,
+        causal=recipe.objective not in WHOLE,
+        kind=_kind(recipe),
+        progress=progress,
     )
     parameters = _parameters(config, decoder)
     steps, accumulate = _length(composed, open_values, splits, parameters, seq_len, world_size)
@@ -132,6 +140,12 @@ def _data(recipe: Recipe) -> Any:
     if recipe.objective == "next_token" and recipe.data.train_on == "auto":
         return recipe.data.model_copy(update={"train_on": "all"})
     return recipe.data
+
+
+def _kind(recipe: Recipe) -> Kind:
+    if recipe.objective not in COMPARING:
+        return "documents"
+    return "judged" if recipe.objective == "kto" else "pairs"
 
 
 # --- lengths, rates, machine

@@ -80,7 +80,6 @@ class Report:
             write_report(self._folder)
         except Exception as error:
             log.warning("%s could not be written: %s: %s", NAME, type(error).__name__, error)
-        # DEL not be written: {type(error).__name__}: {error}")
         self._next = time.monotonic() + max(AT_LEAST_S, COST * (time.monotonic() - begin))
 
 
@@ -184,7 +183,10 @@ def tiles(files: RunFiles) -> list[tuple[str, str]]:
     if evaluations:
         best = min(evaluations, key=lambda row: _number(row["eval_loss"]))
         said.append(("best held-out loss", f"{_number(best['eval_loss']):.4f}"))
-        said.append(("perplexity", figure_text(_number(best["eval_perplexity"]))))
+        if "eval_perplexity" in best:
+            said.append(("perplexity", figure_text(_number(best["eval_perplexity"]))))
+        if "eval_rewards/accuracies" in best:
+            said.append(("preferences told apart", f"{100 * _number(best['eval_rewards/accuracies']):.1f} %"))
         if best.get("eval_bits_per_byte") is not None:
             said.append(("bits per byte", f"{best['eval_bits_per_byte']:.3f}"))
     if steps:
@@ -219,6 +221,7 @@ def charts(files: RunFiles) -> list[Markup]:
     wide = bool(norms) and max(norms) > 30 * min(norms)
     drawn = [
         line_chart("Loss, nats a token", loss, marks=marks),
+        *_preferences(files),
         line_chart("Held-out bits per byte", [Series("bits per byte", bits)], marks=marks),
         line_chart("Learning rate", [Series("lr", _points(steps, "lr"))]),
         line_chart("Gradient norm before clipping", gradient, marks=marks, log=wide),
@@ -234,6 +237,23 @@ def charts(files: RunFiles) -> list[Markup]:
         ),
     ]
     return [chart for chart in drawn if chart]
+
+
+def _preferences(files: RunFiles) -> list[Markup]:
+    """What preference objectives and reward models measure: who wins, by how much, how far from the reference."""
+    steps, held_out = files.steps, files.evaluations
+
+    def both(key: str, name: str = "") -> list[Series]:
+        said, points = f"{name} " if name else "", _points(steps, key)
+        return [Series(f"{said}train", smoothed(points) if points else [], faint=True),
+                Series(f"{said}held out", _points(held_out, f"eval_{key}"))]  # fmt: skip
+
+    return [
+        line_chart("Share of preferences told apart", both("rewards/accuracies")),
+        line_chart("Reward", both("rewards/chosen", "chosen") + both("rewards/rejected", "rejected")),
+        line_chart("Margin of the chosen answer", both("rewards/margins")),
+        line_chart("Log-ratio of policy and reference on the data (kl)", both("kl")),
+    ]
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:

@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 
-from tokenmill.adapt import adapt, learning_rates, save_adapter
+from tokenmill.adapt import adapt, learning_rates, merge_adapter, save_adapter
 from tokenmill.config.compose import Composed, compose
-from tokenmill.config.recipe import Recipe
+from tokenmill.config.recipe import COMPARING, Recipe
 from tokenmill.config.run_config import read_run_config, write_run_config
 from tokenmill.core.device import pick_device, pick_dtype
 from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.data.compared import CollateCompared, Likelihood
 from tokenmill.data.corrupt import CorruptSpans, MaskTokens
 from tokenmill.data.loader import Collate, Loader
 from tokenmill.data.prepare import Progress
 from tokenmill.models import load_model
 from tokenmill.models.load import Model
 from tokenmill.models.resize import grow_vocabulary
+from tokenmill.models.scorer import add_score_head
+from tokenmill.nn.scorer import Scorer
 from tokenmill.quant.nf4 import quantize_linears
 from tokenmill.store import Store
 from tokenmill.train.checkpoint import Checkpoints
@@ -35,9 +38,10 @@ from tokenmill.train.loop import Loop, Settings
 from tokenmill.train.objectives import build_objective
 from tokenmill.train.optim import build_optimizer
 from tokenmill.train.plan import CAUSAL, Plan, plan_run
+from tokenmill.train.reference import References, references
 from tokenmill.train.schedules import Schedule
 from tokenmill.train.signals import stop_on_signals
-from tokenmill.train.watch_protocol import RunEnd, RunStart, Sample, StepMetrics, Watcher, Watchers
+from tokenmill.train.watch_protocol import Event, RunEnd, RunStart, Sample, StepMetrics, Watcher, Watchers
 
 Samples = Callable[[Model, Plan], "Callable[[int], Iterable[Sample]] | None"]
 """What makes samples for a model and its plan (``evals.samples``; ``train`` may not import the engine)."""
@@ -129,7 +133,8 @@ def run_plan(
         stack.enter_context(_deterministic(recipe))
         stop = stack.enter_context(stop_on_signals())
         model = build_model(plan, store)
-        loop = build_loop(plan, model, folder, watcher=watcher, processes=processes, samples=samples)
+        known = references(plan, model, processes, store)  # before a checkpoint is loaded: the policy as it begins
+        loop = build_loop(plan, model, folder, watcher=watcher, processes=processes, samples=samples, known=known)
         if resume is not None:
             latest = Checkpoints(folder / "checkpoints", keep=1, failed=lambda step, why: None).latest()
             if latest is not None:
@@ -137,6 +142,8 @@ def run_plan(
         elif processes.rank == 0:
             _begin_folder(plan, folder)
         watcher.on_start(_start(plan, loop, folder, processes))
+        if known is not None:
+            watcher.on_event(Event(loop.progress.step, "reference", known.told))
         end = RunEnd(loop.progress.step, "failed", {}, None)
         try:
             end = loop.run(stop)
@@ -155,6 +162,11 @@ def build_model(plan: Plan, store: Store | None = None) -> Model:
         model = new_weights(plan.config, std=recipe.shape.init_std, seed=recipe.seed, dtype=dtype, device=device)
     else:
         model = load_model(recipe.model, device=device, dtype=dtype, store=store)
+    if recipe.objective == "reward":
+        pad = plan.tokenizer.pad_token_id
+        model = add_score_head(
+            model, seed=recipe.seed, pad_token_id=plan.tokenizer.eos_token_id if pad is None else pad
+        )
     if recipe.adapter is None:
         model.network.requires_grad_(True)
         return model
@@ -170,6 +182,8 @@ def build_model(plan: Plan, store: Store | None = None) -> Model:
         init_tokens=encode(recipe.adapter.init_text) if recipe.adapter.init_text else (),
         new_tokens=[encode(text)[-1] for text in recipe.adapter.new_tokens],
     )
+    if isinstance(model.network, Scorer):
+        model.network.score.requires_grad_(True)
     return model
 
 
@@ -181,21 +195,25 @@ def build_loop(
     watcher: Watcher | None = None,
     processes: World | None = None,
     samples: Samples | None = None,
+    known: References | None = None,
 ) -> Loop:
-    """The loop of a plan over its model, ready to run."""
+    """The loop of a plan over its model, ready to run. ``known``: what a reference model says of the data; without it
+    (for measurements) it says nothing."""
     recipe, processes = plan.recipe, processes or World()
     device = pick_device(recipe.device)
     assert recipe.lr is not None
     objective = build_objective(recipe)
-    source = _loader(plan, plan.splits.train, processes)
+    source = _loader(plan, plan.splits.train, processes, None if known is None else known.train)
     evaluation: Callable[[], Evaluation] | None = None
     if plan.splits.eval is not None:
-        held_out = _loader(plan, plan.splits.eval, processes)
+        held_out = _loader(plan, plan.splits.eval, processes, None if known is None else known.eval)
         lengths = torch.from_numpy(plan.splits.byte_lengths_V) if recipe.objective in CAUSAL else None
 
+        how: dict[str, Any] = {"device": device, "byte_lengths_V": lengths, "world": processes}
+        how["likelihood"] = recipe.objective not in COMPARING
+
         def evaluation() -> Evaluation:
-            batches = held_out.once(recipe.eval_batches)
-            return evaluate(model.network, objective, batches, device=device, byte_lengths_V=lengths, world=processes)
+            return evaluate(model.network, objective, held_out.once(recipe.eval_batches), **how)
 
     return Loop(
         model.network,
@@ -254,8 +272,11 @@ class _Clock(Watcher):
 
 
 def export(plan: Plan, model: Model, folder: Path) -> Path:
-    """Write what was trained: a Hugging Face folder, or a PEFT adapter."""
-    if plan.recipe.adapter is not None:
+    """Write what was trained: a Hugging Face folder, or a PEFT adapter. A reward model is always a folder, whose head
+    other programs find; its adapter is folded in."""
+    if plan.recipe.objective == "reward" and plan.recipe.adapter is not None:
+        merge_adapter(model)
+    elif plan.recipe.adapter is not None:
         save_adapter(model, folder, base=plan.recipe.model)
         if plan.recipe.adapter.new_tokens:
             plan.tokenizer.save(folder)
@@ -265,7 +286,7 @@ def export(plan: Plan, model: Model, folder: Path) -> Path:
     return folder
 
 
-def _loader(plan: Plan, dataset: Any, processes: World) -> Loader:
+def _loader(plan: Plan, dataset: Any, processes: World, reference_N2: Any = None) -> Loader:
     recipe = plan.recipe
     assert recipe.seq_len is not None
     return Loader(
@@ -277,13 +298,17 @@ def _loader(plan: Plan, dataset: Any, processes: World) -> Loader:
         world_size=processes.size,
         workers=recipe.workers,
         packing=recipe.packing,
-        collate=_collate(plan),
+        collate=_collate(plan, reference_N2),
     )
 
 
-def _collate(plan: Plan) -> Collate | None:
-    """What spoils the text for objectives that restore it; the others take it as it is."""
+def _collate(plan: Plan, reference_N2: Any = None) -> Collate | None:
+    """What spoils the text for objectives that restore it, or puts answers side by side; others take it as it is."""
     recipe = plan.recipe
+    if recipe.objective in COMPARING:
+        likelihood: Likelihood = "all" if recipe.objective == "orpo" else "answer"
+        wanted = recipe.objective == "orpo" or recipe.preference.sft_weight > 0
+        return CollateCompared(likelihood if wanted else "none", reference_N2)
     if recipe.objective == "mlm":
         return MaskTokens(recipe.corrupt, plan.tokenizer)
     if recipe.objective == "span":

@@ -44,7 +44,7 @@ class StepMetrics:
     step: int
     """From 1 on: the step that was just done."""
     loss: float
-    """Mean over the step's valid tokens, in nats."""
+    """Mean over the step's valid tokens, in nats; over its samples where answers are compared."""
     lr: float
     grad_norm: float
     """Before clipping."""
@@ -66,13 +66,16 @@ class EvalMetrics:
 
     step: int
     loss: float
-    perplexity: float
+    perplexity: float | None
+    """None where the loss is no likelihood of tokens (preferences, rewards)."""
     bits_per_byte: float | None
     """None where the data does not say how many bytes its tokens stand for."""
     tokens: int
     seconds: float
     best: bool
     """Lower than every evaluation before."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """The objective's own measures."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Event:
 
     step: int
     kind: str
-    """``spike``, ``rollback``, ``not finite``, ``overflow``, ``checkpoint``, ``signal``, ``early stop``, ``warning``"""
+    """``spike``, ``rollback``, ``not finite``, ``overflow``, ``checkpoint``, ``signal``, ``early stop``, ``reference``,
+    ``warning``"""
     message: str
     data: Mapping[str, Any] = field(default_factory=dict)
 

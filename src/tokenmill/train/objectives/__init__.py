@@ -10,20 +10,41 @@ from typing import TYPE_CHECKING
 
 from tokenmill.core.errors import ConfigError
 from tokenmill.train.objectives.base import Loss, Objective
+from tokenmill.train.objectives.kto import Kto
 from tokenmill.train.objectives.mlm import MaskedTokens
 from tokenmill.train.objectives.next_token import NextToken
+from tokenmill.train.objectives.pairs import Dpo, Orpo, SimPo
+from tokenmill.train.objectives.reward import BradleyTerry
 from tokenmill.train.objectives.span import LostSpans
 
 if TYPE_CHECKING:
     from tokenmill.config.recipe import Recipe
 
-__all__ = ["OBJECTIVES", "Loss", "LostSpans", "MaskedTokens", "NextToken", "Objective", "build_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "BradleyTerry",
+    "Dpo",
+    "Kto",
+    "Loss",
+    "LostSpans",
+    "MaskedTokens",
+    "NextToken",
+    "Objective",
+    "Orpo",
+    "SimPo",
+    "build_objective",
+]
 
 OBJECTIVES: Mapping[str, Callable[[Recipe], Objective]] = {
     "next_token": lambda recipe: NextToken(recipe.z_loss),
     "sft": lambda recipe: NextToken(recipe.z_loss),
     "mlm": lambda recipe: MaskedTokens(recipe.z_loss),
     "span": lambda recipe: LostSpans(recipe.z_loss),
+    "dpo": lambda recipe: Dpo(recipe.preference),
+    "simpo": lambda recipe: SimPo(recipe.preference),
+    "orpo": lambda recipe: Orpo(recipe.preference),
+    "kto": lambda recipe: Kto(recipe.preference),
+    "reward": lambda recipe: BradleyTerry(recipe.reward),
 }
 
 

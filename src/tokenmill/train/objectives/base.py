@@ -6,23 +6,28 @@ depend on how a step is split (the mistake behind "gradient accumulation yields 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from tokenmill.train.distributed import World
 
 
 @dataclass
 class Loss:
-    """``sum``: a scalar with a gradient, summed over ``count`` valid tokens; ``metrics``: sums to report beside it.
+    """``sum``: a scalar with a gradient, summed over ``count`` valid tokens, or samples; ``metrics``: sums to report.
 
-    A metric is divided by the step's count like the loss, so a share of tokens is reported by summing ones.
+    A metric is divided by the step's count like the loss, so a share of tokens is reported by summing ones; one that
+    is given as ``(sum, count)`` is divided by a count of its own. ``nll`` is a second part of the loss, which is
+    divided by the ``num_nll`` of the step's batches: likelihood, a mean over tokens, beside a mean over samples.
     """
 
     sum: Tensor
     count: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
+    nll: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -33,4 +38,13 @@ class Objective(Protocol):
 
         The loop needs that number before the forward pass, for the whole step, so it is the batch that says it.
         """
+        ...
+
+
+@runtime_checkable
+class OfStep(Protocol):
+    """An objective that must know something of the whole step before the loss of any part of it (KTO's baseline)."""
+
+    def of_step(self, model: nn.Module, batches: Sequence[Any], world: World) -> Objective:
+        """The objective of this step. ``batches``: this process's; what is measured is summed over all of them."""
         ...

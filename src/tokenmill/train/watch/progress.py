@@ -92,10 +92,14 @@ class Progress:
 
 def evaluation_text(row: Row) -> str:
     """An evaluation in one line."""
-    bits = row.get("eval_bits_per_byte")
-    more = "" if bits is None else f", {bits:.3f} bits per byte"
+    bits, perplexity = row.get("eval_bits_per_byte"), row.get("eval_perplexity")
+    accuracy, margin = row.get("eval_rewards/accuracies"), row.get("eval_rewards/margins")
+    more = "" if perplexity is None else f", perplexity {perplexity:.2f}"
+    more += "" if bits is None else f", {bits:.3f} bits per byte"
+    more += "" if accuracy is None else f", accuracy {accuracy:.1%}"
+    more += "" if margin is None else f", margin {margin:.3f}"
     best = ", the best so far" if row["best"] else ""
-    return f"held-out loss {row['eval_loss']:.4f}, perplexity {row['eval_perplexity']:.2f}{more}{best}"
+    return f"held-out loss {row['eval_loss']:.4f}{more}{best}"
 
 
 def duration(seconds: float) -> str:

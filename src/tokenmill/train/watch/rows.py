@@ -2,7 +2,8 @@
 
 Every sink gets the same rows, so a number is computed once and reads the same in a file, a tracker and on the screen.
 A step's row has ``step loss lr grad_norm tokens valid_tokens total_tokens seconds tokens_per_s mfu memory_mb``, an
-evaluation's ``step eval_loss eval_perplexity eval_bits_per_byte …``; what an objective adds stands under its own name.
+evaluation's ``step eval_loss eval_perplexity eval_bits_per_byte …``; what an objective adds stands under its own name
+(``rewards/accuracies``, of an evaluation ``eval_rewards/accuracies``).
 """
 
 from __future__ import annotations
@@ -69,11 +70,13 @@ class Meter:
         row: dict[str, Any] = {
             "step": metrics.step,
             "eval_loss": metrics.loss,
-            "eval_perplexity": metrics.perplexity,
             "eval_tokens": metrics.tokens,
             "eval_seconds": metrics.seconds,
             "best": metrics.best,
+            **{f"eval_{name}": value for name, value in metrics.extra.items()},
         }
+        if metrics.perplexity is not None:
+            row["eval_perplexity"] = metrics.perplexity
         if metrics.bits_per_byte is not None:
             row["eval_bits_per_byte"] = metrics.bits_per_byte
         return row
