@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("tokenmill.cli.push", "Send a model to a registry."),
     "merge": ("tokenmill.cli.merge", "Fold adapters into a model and write it as a folder."),
     "train": ("tokenmill.cli.train", "Train a model by a recipe: pretrain, sft, lora …"),
+    "label": ("tokenmill.cli.label", "Compare answers in a browser: preferences to train on."),
     "data": ("tokenmill.cli.data", "Look at training data as the model will see it."),
     "tokenizer": ("tokenmill.cli.tokenizer", "Train and compare tokenizers; write token shards."),
     "eval": ("tokenmill.cli.eval", "Measure a model."),

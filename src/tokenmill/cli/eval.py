@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tokenmill.cli.eval_reward import EPILOG as REWARD_EPILOG
+from tokenmill.cli.eval_reward import eval_reward
 from tokenmill.cli.output import Json, PullProgress, emit, step_progress, verb
 from tokenmill.core.errors import UsageError
 
@@ -21,6 +23,9 @@ Example:
 @app.callback()
 def evaluate() -> None:
     """Measure a model."""
+
+
+app.command("reward", epilog=REWARD_EPILOG)(eval_reward)
 
 
 @app.command(epilog=EPILOG)

@@ -161,6 +161,21 @@ class Embeddings(Shape):
     usage: EmbeddingUsage
 
 
+class Score(Shape):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class Scores(Shape):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: EmbeddingUsage
+
+
 class Model(Shape):
     id: str
     object: Literal["model"]

@@ -24,7 +24,7 @@ PARTS = {
     "markdown.js": "text/javascript; charset=utf-8",
 }
 FOLDER = "/web/"
-_HEADERS = {
+HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -36,6 +36,7 @@ _HEADERS = {
     "vary": "accept",
     "x-content-type-options": "nosniff",
 }
+"""Of every page of ours: it loads nothing from elsewhere and runs nothing but its own scripts."""
 _TEXT = {"schema": {"type": "string"}}
 _BOTH: Responses = {200: {"content": dict.fromkeys(("text/plain", "text/html"), _TEXT), "description": "It runs."}}
 
@@ -66,4 +67,4 @@ async def part(name: str) -> Response:
 
 def _part(name: str) -> Response:
     content = files(__name__).joinpath(name).read_bytes()
-    return Response(content, media_type=PARTS[name], headers=_HEADERS)
+    return Response(content, media_type=PARTS[name], headers=HEADERS)
