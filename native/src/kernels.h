@@ -8,7 +8,7 @@ namespace tokenmill {
 /// The inputs of a product, prepared once for all the weights that multiply them. K is padded to 32 in q and b.
 struct Inputs {
   const float* x;        // [T, K]
-  const int8_t* q;       // [T, Kp] in blocks of 32 with a scale each
+  const int16_t* q;      // [T, Kp] in blocks of 32 with a scale each; each four as the instruction set multiplies them
   const float* scale;    // [T, Kp / 32]
   const int32_t* sum;    // [T, Kp / 16]: sums of 16 quantised values
   const uint16_t* b;     // [T rounded up to 16, Kp] bfloat16
@@ -43,14 +43,14 @@ struct Kernels {
   const char* name;
   bool tiles;  // has matrix tiles (AMX): products of many rows take bfloat16 inputs
 
-  void (*quantise)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum);  // one row
+  void (*quantise)(const float* x, int64_t k, int16_t* q, float* scale, int32_t* sum);  // one row
   void (*to_bf16)(const float* x, int64_t k, uint16_t* b);                               // one row, padded
   /// y[T, ldy] for the panels [first, last) of a weight; y points at column 0. `tiles`: the inputs are in b.
   void (*linear)(const Weight& w, int64_t first, int64_t last, const Inputs& in, const float* bias, float* y,
                  int64_t ldy, bool tiles, float* scratch);
   void (*dequantise)(const Weight& w, int64_t row, float* out);  // one row, [K]
 
-  /// Reads memory as a product does and multiplies it by ones: the roof that decoding stands under.
+  /// Reads memory as a product does and adds it up: the roof that decoding stands under.
   int64_t (*stream)(const uint8_t* from, int64_t bytes);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* y);

@@ -66,7 +66,7 @@ struct Program::Prepare : Step {
   const float* x;
   int64_t k;
   const Shared& to;
-  bool quantised = false;  // some weight multiplies 8-bit inputs
+  bool quantised = false;  // some weight multiplies inputs of 16 bits
 };
 
 /// One input times one or several weights.

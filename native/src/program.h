@@ -76,7 +76,7 @@ class Program : Job {
     }
   };
   struct Shared {
-    Aligned<int8_t> q;
+    Aligned<int16_t> q;
     Aligned<float> scale;
     Aligned<int32_t> sum;
     Aligned<uint16_t> b;

@@ -120,36 +120,89 @@ inline void to_bf16(uint16_t* to, f32x16 v) {
 #endif
 }
 
-/// Each lane: acc + the four products of unsigned bytes of w and signed bytes of x. Exact for all values.
-inline i32x16 dot4(i32x16 acc, u32x16 w, i32x16 x) {
-#if defined(__AVX512VNNI__)
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
-#elif defined(__AVX2__)
-  // Even and odd bytes apart, as 16-bit numbers: maddubs would saturate at 255 * 127 * 2.
-  i32x16 out;
-  for (int half = 0; half < 2; half++) {
-    const auto at = [&](const void* v) { return _mm256_loadu_si256(static_cast<const __m256i*>(v) + half); };
-    const __m256i ww = at(&w), xx = at(&x);
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(ww, _mm256_set1_epi16(0xff)),
-                                           _mm256_srai_epi16(_mm256_slli_epi16(xx, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(ww, 8), _mm256_srai_epi16(xx, 8));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&out) + half,
-                        _mm256_add_epi32(at(&acc), _mm256_add_epi32(even, odd)));
-  }
-  return out;
-#else
-  // NEON multiplies signed bytes by signed bytes: w - 128, and 128 times the sum of x on top (64 twice).
-  i32x16 out;
-  for (int quarter = 0; quarter < 4; quarter++) {
-    const auto at = [&](const void* v) { return static_cast<const int8_t*>(v) + 16 * quarter; };
-    const int8x16_t ww = veorq_s8(vld1q_s8(at(&w)), vdupq_n_s8(-128)), xx = vld1q_s8(at(&x));
-    int32x4_t a = vdotq_s32(vld1q_s32(reinterpret_cast<const int32_t*>(&acc) + 4 * quarter), ww, xx);
-    a = vdotq_s32(vdotq_s32(a, vdupq_n_s8(64), xx), vdupq_n_s8(64), xx);
-    vst1q_s32(reinterpret_cast<int32_t*>(&out) + 4 * quarter, a);
-  }
-  return out;
-#endif
+#if defined(__AVX512VNNI__) || !defined(__x86_64__)
+/// Sixteen inputs of 16 bits as `Dot` reads them: of every four the high bytes, then the low ones, both signed.
+inline void store_inputs(int16_t* to, i32x16 v) {
+  const i32x16 top = (v + 128) >> 8;
+  const i8x16 high = __builtin_convertvector(top, i8x16), low = __builtin_convertvector(v - (top << 8), i8x16);
+  typedef int8_t i8x32 __attribute__((vector_size(32)));
+  store(to, (i8x32)__builtin_shufflevector(high, low, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23, 8, 9, 10,
+                                           11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31));
 }
+#else
+/// Sixteen inputs of 16 bits as `Dot` reads them: of every four the even ones, then the odd ones.
+inline void store_inputs(int16_t* to, i32x16 v) {
+  typedef int16_t i16x16 __attribute__((vector_size(32)));
+  const i16x16 x = __builtin_convertvector(v, i16x16);
+  store(to, __builtin_shufflevector(x, x, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+}
+#endif
+
+/// Sixteen sums of products of unsigned bytes (codes) and 16-bit inputs: exact for 32 of them with |x| <= 127 * 256.
+struct Dot {
+#if defined(__AVX512VNNI__)
+  // Two products of bytes rather than one of 16-bit words: codes are multiplied as they are unpacked
+  i32x16 high, low;
+  /// `start`: what every sum begins with; `total`: the sum of the inputs that will be added.
+  Dot(int32_t start, int32_t) : high(splat(0)), low(splat(start)) {}
+  /// Codes of 16 rows and four inputs each.
+  TOKENMILL_INLINE void add(u32x16 w, const int16_t* x) {
+    int32_t h, l;
+    std::memcpy(&h, x, 4);
+    std::memcpy(&l, x + 2, 4);
+    high = (i32x16)_mm512_dpbusd_epi32((__m512i)high, (__m512i)w, (__m512i)splat(h));
+    low = (i32x16)_mm512_dpbusd_epi32((__m512i)low, (__m512i)w, (__m512i)splat(l));
+  }
+  TOKENMILL_INLINE i32x16 sums() const { return (high << 8) + low; }
+#elif defined(__AVX2__)
+  // Words, as there is no product of bytes here that does not saturate
+  __m256i even[2], odd[2];
+  Dot(int32_t start, int32_t) {
+    even[0] = even[1] = _mm256_set1_epi32(start);
+    odd[0] = odd[1] = _mm256_setzero_si256();
+  }
+  TOKENMILL_INLINE void add(u32x16 w, const int16_t* x) {
+    int32_t e, o;
+    std::memcpy(&e, x, 4);
+    std::memcpy(&o, x + 2, 4);
+    const __m256i xe = _mm256_set1_epi32(e), xo = _mm256_set1_epi32(o);
+    for (int half = 0; half < 2; half++) {
+      const __m256i ww = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&w) + half);
+      even[half] = _mm256_add_epi32(even[half], _mm256_madd_epi16(_mm256_and_si256(ww, _mm256_set1_epi16(0xff)), xe));
+      odd[half] = _mm256_add_epi32(odd[half], _mm256_madd_epi16(_mm256_srli_epi16(ww, 8), xo));
+    }
+  }
+  TOKENMILL_INLINE i32x16 sums() const {
+    i32x16 out;
+    for (int half = 0; half < 2; half++)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(&out) + half, _mm256_add_epi32(even[half], odd[half]));
+    return out;
+  }
+#else
+  // NEON multiplies signed bytes by signed bytes: codes less 128, and 128 times the sum of the inputs on top
+  int32x4_t high[4], low[4];
+  Dot(int32_t start, int32_t total) {
+    for (int i = 0; i < 4; i++) high[i] = vdupq_n_s32(0), low[i] = vdupq_n_s32(start + 128 * total);
+  }
+  TOKENMILL_INLINE void add(u32x16 w, const int16_t* x) {
+    int32_t h, l;
+    std::memcpy(&h, x, 4);
+    std::memcpy(&l, x + 2, 4);
+    const int8x16_t xh = vreinterpretq_s8_s32(vdupq_n_s32(h)), xl = vreinterpretq_s8_s32(vdupq_n_s32(l));
+    for (int i = 0; i < 4; i++) {
+      const int8x16_t ww = veorq_s8(vld1q_s8(reinterpret_cast<const int8_t*>(&w) + 16 * i), vdupq_n_s8(-128));
+      high[i] = vdotq_s32(high[i], ww, xh);
+      low[i] = vdotq_s32(low[i], ww, xl);
+    }
+  }
+  TOKENMILL_INLINE i32x16 sums() const {
+    i32x16 out;
+    for (int i = 0; i < 4; i++)
+      vst1q_s32(reinterpret_cast<int32_t*>(&out) + 4 * i, vaddq_s32(vshlq_n_s32(high[i], 8), low[i]));
+    return out;
+  }
+#endif
+};
 
 /// Each byte of v, 0 to 15, replaced by the table's byte of that number.
 inline u32x16 lookup16(u32x16 v, const uint8_t* table) {

@@ -1,8 +1,8 @@
 """Matrices in the layout of the native kernels: quantised blocks as a GGUF file has them, or floats.
 
 A packed matrix takes what its file takes (4.5 bits a weight for Q4_0), is multiplied as it is, and never unpacked
-whole; its inputs are quantised to 8 bits in blocks of 32, as llama.cpp does (bfloat16 in matrix tiles for many rows,
-where the machine has them). float32 and bfloat16 matrices multiply float32 inputs. Layout: ``native/src/formats.h``.
+whole; its inputs are rounded to 16 bits in blocks of 32 (llama.cpp: 8 bits, which cost 0.6 % of perplexity), or to
+bfloat16 for the matrix tiles that many rows meet where the machine has them. float32 and bfloat16 matrices multiply float32 inputs. Layout: ``native/src/formats.h``.
 
 Axes: T tokens · I in · O out.
 """
@@ -36,13 +36,21 @@ class Packed:
 
     dtype = torch.float32  # of what it multiplies and gives
 
-    def __init__(self, kind: str, rows: int, columns: int, *, group_shift: int = 0) -> None:
+    def __init__(
+        self, kind: str, rows: int, columns: int, *, group_shift: int = 0, memory: Tensor | None = None
+    ) -> None:
+        """Without ``memory``: with room that a maker of this class fills. With it: what one has filled, uint8, from a
+        file perhaps; ValueError where it is not as large as the matrix or does not begin at a cache line."""
         here = kernels()
-        self.kind, self.shape = kind, torch.Size((rows, columns))
+        self.kind, self.shape, self.group_shift = kind, torch.Size((rows, columns)), group_shift
         size = here.module.Weight(kind, rows, columns, group_shift, 0).nbytes
-        room = torch.empty(size + _PANEL, dtype=torch.uint8)
-        offset = -room.data_ptr() % _PANEL
-        self.memory = room[offset : offset + size]
+        if memory is None:
+            room = torch.empty(size + _PANEL, dtype=torch.uint8)
+            offset = -room.data_ptr() % _PANEL
+            memory = room[offset : offset + size]
+        if memory.numel() != size or memory.data_ptr() % _PANEL:
+            raise ValueError(f"{memory.numel()} bytes for a {kind} matrix of {rows} x {columns}, which takes {size}")
+        self.memory = memory
         self.handle = here.module.Weight(kind, rows, columns, group_shift, self.memory.data_ptr())
 
     @classmethod
