@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tokenmill.nn.config import DecoderConfig
 
 
+EXPERT_KEEPS = 3
+"""Hidden states that training keeps of a token at each of its experts: gathered, put out, weighted."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """Dimensions in the words of ``plan/formulas.py``; widths are numbers of one token in one layer."""
@@ -54,6 +58,11 @@ class Shape:
     gated: bool = True
     adapted: tuple[tuple[str, int, int], ...] = ()
     """(name, inputs, outputs) of one layer's linear layers: what LoRA may stand beside. ``layers`` of each."""
+    beside: float = 0.0
+    """Numbers of a token that training keeps in a layer for what few families have: norms of queries and keys, norms
+    behind attention and feed-forward, an expert's input and output."""
+    transposed: bool = False
+    """Its files have matrices the other way round (GPT-2): loading copies them."""
     moe_layers: int = 0
     num_experts: int = 0
     experts_per_token: int = 0
@@ -117,6 +126,7 @@ def from_catalog(model: Model) -> Shape:
         latent=bool(model.kv_rank),
         gated=model.gated,
         adapted=_linears(model.hidden_size, query, key, dense, model.gated),
+        beside=EXPERT_KEEPS * model.hidden_size * model.experts_per_token,
         moe_layers=moe,
         num_experts=model.num_experts,
         experts_per_token=model.experts_per_token,
@@ -141,6 +151,7 @@ def from_decoder(config: DecoderConfig, name: str, origin: str) -> Shape:
     query = max(x.attention.num_heads * x.attention.head_dim for x in layers)
     key = max(x.attention.num_kv_heads * x.attention.head_dim for x in layers)
     matrices = 3 if gated else 2
+    beside = 2 * config.hidden_size * config.post_norms + (query + key) * first.qk_norm
     return Shape(
         name=name,
         origin=origin,
@@ -163,6 +174,7 @@ def from_decoder(config: DecoderConfig, name: str, origin: str) -> Shape:
         window=max(windows, default=0),
         gated=gated,
         adapted=_linears(config.hidden_size, query, key, dense[0].size if dense else 0, gated),
+        beside=beside + (EXPERT_KEEPS * config.hidden_size * moe[0].experts_per_token if moe else 0),
         moe_layers=len(moe),
         num_experts=moe[0].num_experts if moe else 0,
         experts_per_token=moe[0].experts_per_token if moe else 0,
@@ -182,7 +194,9 @@ def from_config(config: Mapping[str, Any], name: str) -> Shape:
     if isinstance(inner, Mapping):  # a model that also takes images: the part that continues texts
         return replace(from_config({**inner}, name), origin="config.json (text part)")
     if config.get("model_type") in FAMILIES:
-        return from_decoder(read_config(config, name)[1], name, "config.json")
+        family, decoder = read_config(config, name)
+        transposed = any(row.transposed for row in family.weights)
+        return replace(from_decoder(decoder, name, "config.json"), transposed=transposed)
     return replace(from_catalog(_as_entry(config, name)), origin="config.json (its common keys)")
 
 
