@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenmill.cli.classifier import app as classifier
 from tokenmill.cli.output import Json, columns, emit, human_duration, human_size, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.core.terminal import clean
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tokenmill.data.show import ShownRow
 
 app = verb()
+app.add_typer(classifier, name="classifier")
 
 _SHOW_EPILOG = """\b
 Examples:
@@ -92,7 +94,9 @@ def _said(done: Curated, seconds: float) -> str:
 
 def curation_services() -> dict[str, Callable[..., Any]]:
     """What steps ask for that needs a model: functions that worker processes can be sent by name."""
-    return {}
+    from tokenmill.cli.services import perplexity
+
+    return {"perplexity": perplexity}
 
 
 @app.command(epilog=_SHOW_EPILOG)
