@@ -2,7 +2,8 @@
 
 A packed matrix takes what its file takes (4.5 bits a weight for Q4_0), is multiplied as it is, and never unpacked
 whole; its inputs are rounded to 16 bits in blocks of 32 (llama.cpp: 8 bits, which cost 0.6 % of perplexity), or to
-bfloat16 for the matrix tiles that many rows meet where the machine has them. float32 and bfloat16 matrices multiply float32 inputs. Layout: ``native/src/formats.h``.
+bfloat16 for the matrix tiles that many rows meet where the machine has them. float32 and bfloat16 matrices multiply
+float32 inputs. Layout: ``native/src/formats.h``.
 
 Axes: T tokens · I in · O out.
 """
