@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.paths import atomic_write
 from tokenmill.text import spm
-from tokenmill.text.backend import framing, library_errors
+from tokenmill.text.backend import framing
 from tokenmill.text.modelproto import PieceType, SentencePieceModel
 from tokenmill.text.pieces import SPACE
 from tokenmill.text.pretokenizers import KINDS, Kind
@@ -76,17 +76,16 @@ def train_tokenizer(spec: TokenizerSpec, texts: Texts, *, stage: Stage | None = 
         ConfigError: there is no text.
     """
     say = stage or (lambda what: None)
-    with library_errors("the new tokenizer", "training"):
-        if spec.kind == BYTE_BPE:
-            say("learning merges")
-            return _finished(spec, _byte_bpe(spec, _pieces(texts)))
-        say("counting characters")
-        counts, kept = _alphabet(spec, texts)
-        say("learning the vocabulary")
-        if spec.kind == WORDPIECE:
-            return _finished(spec, _wordpiece(spec, _pieces(texts), kept))
-        pieces, merges = {BPE: _bpe, UNIGRAM: _unigram, CHAR: _char}[spec.kind](spec, texts, counts, kept)
-        return _from_pieces(spec, pieces, merges)
+    if spec.kind == BYTE_BPE:
+        say("learning merges")
+        return _finished(spec, _byte_bpe(spec, _pieces(texts)))
+    say("counting characters")
+    counts, kept = _alphabet(spec, texts)
+    say("learning the vocabulary")
+    if spec.kind == WORDPIECE:
+        return _finished(spec, _wordpiece(spec, _pieces(texts), kept))
+    pieces, merges = {BPE: _bpe, UNIGRAM: _unigram, CHAR: _char}[spec.kind](spec, texts, counts, kept)
+    return _from_pieces(spec, pieces, merges)
 
 
 def _pieces(texts: Texts) -> Iterator[str]:
@@ -237,14 +236,24 @@ def _prepare(backend: Backend, spec: TokenizerSpec) -> None:
     spelling = PLAIN if spec.kind == CHAR else SPELLING
     backend.normalizer = normalizers.Sequence([*steps, spelling.normalizer()]) if spec.kind != CHAR or steps else None
     if spec.kind != CHAR:
-        cuts: list[Any] = [pre_tokenizers.Split(SPACE, behavior="merged_with_next")]
-        if spec.cut == "punctuation":
-            cuts.append(pre_tokenizers.Punctuation(behavior="isolated"))
-        if spec.digits:
-            cuts.append(pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"))
-        # a line end is a word of its own: nothing is learned across it
-        cuts.append(pre_tokenizers.Split(Regex(r"[\n\r\t]+"), behavior="isolated"))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_word_pattern(spec)), behavior="isolated")
+
+
+def _word_pattern(spec: TokenizerSpec) -> str:
+    """A run of letters, of digits or of signs, with the space before it; nothing is learned across two runs.
+
+    Classes of characters alone decide, so that a Unigram model finds the same borders without being cut: SentencePiece,
+    which does not cut, gives the same ids. For the same reason each further space stands alone there; bpe, as a model
+    for code wants it, learns runs of them.
+    """
+    letters, digits, signs = r"[\p{L}\p{M}]+", r"\p{N}+", rf"[^{SPACE}\s\p{{L}}\p{{M}}\p{{N}}]+"
+    if spec.digits:
+        digits = r"\p{N}"
+    if spec.cut == "punctuation":
+        signs = signs.removesuffix("+")
+    runs = "|".join(f"{SPACE}?{run}" for run in (letters, digits, signs))
+    spaces = SPACE if spec.kind == UNIGRAM else rf"{SPACE}+(?={SPACE}[^{SPACE}\s])|{SPACE}+"
+    return rf"{runs}|{spaces}|\s+"
 
 
 def _from_pieces(spec: TokenizerSpec, learned: Pieces, merges: Merges) -> Trained:

@@ -57,7 +57,8 @@ class TokenizerSpec:
     """Tokens in all, special ones included; rounded up to a multiple of `pad_to`."""
     cut: str = ""
     """How text is cut: for byte-bpe the name of a model's pattern (``llama3``, ``gpt-2``, ``qwen2``, ``gpt-4o`` …), for
-    bpe and unigram ``words`` or ``punctuation`` (every sign alone). Empty: the kind's usual one."""
+    bpe and unigram ``words`` (runs of letters, digits, signs) or ``punctuation`` (and every sign alone). Empty: the
+    kind's usual one."""
     digits: int = 0
     """Most digits of a token: 1, 2, 3; 0 leaves numbers to `cut`. bpe and unigram know 0 and 1."""
     normalise: str = "none"
