@@ -21,7 +21,14 @@ from tokenmill.core.errors import ConfigError, NotFoundError, did_you_mean
 from tokenmill.core.paths import home
 
 GIB = 1 << 30
-STALE_DAYS = {"price_usd": 183, "month_usd": 183, "rent_usd_hour": 92, "input_usd": 92, "output_usd": 92, "cached_usd": 92}
+STALE_DAYS = {
+    "price_usd": 183,
+    "month_usd": 183,
+    "rent_usd_hour": 92,
+    "input_usd": 92,
+    "output_usd": 92,
+    "cached_usd": 92,
+}
 """After how many days a figure may have changed; what a data sheet says stays true."""
 
 

@@ -270,5 +270,5 @@ def _hosting(wish: Wish, ranked: Sequence[Ranked], apis: Sequence[Api]) -> Itera
     else:
         yield (
             f"Either: {ranked[0].model} on your own machine, or {apis[0].name} by API; `plan cost` has the volume from "
-            "which your own is cheaper. An API that speaks OpenAI's protocol lets you change later by its address alone."
+            "which your own is cheaper. With OpenAI's protocol on both sides you change later by the address alone."
         )

@@ -134,8 +134,8 @@ def _check(runs: Sequence[Run]) -> None:
     if len(runs) < FEWEST_RUNS or not _varied(runs):
         sizes, lengths = len({run.parameters for run in runs}), len({run.tokens for run in runs})
         raise UsageError(
-            f"{len(runs)} runs of {sizes} sizes and {lengths} lengths: a law with five unknowns needs {FEWEST_RUNS} runs "
-            f"at least, of {FEWEST_SIZES} sizes and {FEWEST_LENGTHS} lengths; vary both over a factor of ten"
+            f"{len(runs)} runs of {sizes} sizes and {lengths} lengths: a law with five unknowns needs {FEWEST_RUNS} "
+            f"runs at least, of {FEWEST_SIZES} sizes and {FEWEST_LENGTHS} lengths; vary both over a factor of ten"
         )
 
 

@@ -12,6 +12,22 @@ from __future__ import annotations
 
 from math import ceil
 
+BANDWIDTH_EFFICIENCY = 0.85
+"""Share of the data sheet's bandwidth that decoding reaches: 8B as Q4_0 at 157 tokens a second on an RTX 3090
+(llama.cpp #15802) is 0.78 with everything, 0.85 beside the fixed half millisecond."""
+FLOPS_EFFICIENCY = 0.5
+"""Share of the data sheet's operations that long prompts reach, as good training does (nanochat: 494 of 989
+TFLOP/s)."""
+STEP_OVERHEAD_S = 0.5e-3
+"""Launches, sampling, scheduling that a step waits for, with CUDA graphs."""
+DEVICE_OVERHEAD = 1.5e9
+"""Bytes on each device beside weights and caches: context, libraries, graphs, activations of a chunk of prompt (the
+lesson's 1.5 GB)."""
+USABLE = 0.95
+"""Share of a device's memory that is planned with; the rest is lost between blocks and to the screen."""
+CACHE_BLOCK = 16
+"""Tokens of a block of the cache."""
+
 
 def expert_share(num_experts: float, experts_per_token: float, batch: float) -> float:
     """Share of a layer's experts that at least one of ``batch`` tokens meets, were the router's choices independent.

@@ -89,8 +89,6 @@ class Switch:
     enters: tuple[str, ...]
     seconds: dict[str, float]
     """By level: the one planned and, for comparison, the others."""
-    first: bool
-    """Somebody enters who was not on this machine yet today, and is read from the disk whatever the level."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,9 @@ class Schedule:
     level: Level
     stretches: tuple[Stretch, ...]
     switches: tuple[Switch, ...]
+    """Of a day like every other: the first follows on the last of the day before."""
+    start_s: dict[str, float]
+    """Once, before the first day: seconds to start each model, after which it can sleep."""
     fits: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -154,18 +155,26 @@ def plan_schedule(slots: Sequence[Slot], roads: Roads, level: Level) -> Schedule
     needs = {slot.need.name: slot.need for slot in slots}
     edges = sorted({edge for slot in slots for edge in (slot.begin, slot.end)})
     stretches, switches = [], []
-    before: tuple[str, ...] = ()
-    seen: set[str] = set()
+    before = _last(slots, edges)
     for begin, end in pairwise(edges):
-        awake = tuple(sorted({s.need.name for s in slots if s.begin <= begin and s.end >= end}))
+        awake = _awake(slots, begin, end)
         if not awake:  # nobody has to answer: who was awake stays so until somebody else needs the room
             continue
         stretches.append(_stretch(begin, end, awake, needs, roads, level))
         if awake != before:
-            switches.append(_switch(begin, before, awake, seen, needs, roads))
-        seen |= set(awake)
+            switches.append(_switch(begin, before, awake, needs, roads))
         before = awake
-    return Schedule(level, tuple(stretches), tuple(switches), all(stretch.fits for stretch in stretches))
+    starts = {name: enter_seconds(need, roads, "stop") for name, need in needs.items()}
+    return Schedule(level, tuple(stretches), tuple(switches), starts, all(stretch.fits for stretch in stretches))
+
+
+def _awake(slots: Sequence[Slot], begin: int, end: int) -> tuple[str, ...]:
+    return tuple(sorted({s.need.name for s in slots if s.begin <= begin and s.end >= end}))
+
+
+def _last(slots: Sequence[Slot], edges: Sequence[int]) -> tuple[str, ...]:
+    """Who is awake at the end of the day."""
+    return next(awake for begin, end in reversed(list(pairwise(edges))) if (awake := _awake(slots, begin, end)))
 
 
 def _stretch(
@@ -187,17 +196,15 @@ def _stretch(
     )
 
 
-def _switch(
-    at: int, before: tuple[str, ...], awake: tuple[str, ...], seen: set[str], needs: dict[str, Need], roads: Roads
-) -> Switch:
+def _switch(at: int, before: tuple[str, ...], awake: tuple[str, ...], needs: dict[str, Need], roads: Roads) -> Switch:
     leaves = tuple(name for name in before if name not in awake)
     enters = tuple(name for name in awake if name not in before)
     seconds: dict[str, float] = {}
     for level in LEVELS:
         out = sum(leave_seconds(needs[name], roads, level) for name in leaves)
-        back = sum(enter_seconds(needs[name], roads, level if name in seen else "stop") for name in enters)
+        back = sum(enter_seconds(needs[name], roads, level) for name in enters)
         seconds[level] = out + back
-    return Switch(at, leaves, enters, seconds, first=any(name not in seen for name in enters))
+    return Switch(at, leaves, enters, seconds)
 
 
 def leave_seconds(need: Need, roads: Roads, level: Level) -> float:

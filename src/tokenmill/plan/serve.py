@@ -16,14 +16,6 @@ from typing import Any
 from tokenmill.core.errors import UsageError
 from tokenmill.plan import rates
 
-BANDWIDTH_EFFICIENCY = 0.85
-"""Share of the data sheet's bandwidth that decoding reaches: 8B as Q4_0 at 157 tokens a second on an RTX 3090
-(llama.cpp #15802) is 0.78 with everything, 0.85 beside the fixed half millisecond."""
-FLOPS_EFFICIENCY = 0.5
-"""Share of the data sheet's operations that long prompts reach: as good training runs do (nanochat: 494 of 989
-TFLOP/s)."""
-STEP_OVERHEAD_S = 0.5e-3
-"""Launches, sampling, scheduling that a step waits for, with CUDA graphs."""
 LINK_LATENCY_S = {"pcie": 30e-6, "nvlink": 10e-6, "fabric": 10e-6, "none": 0.0}
 """Of an all-reduce of few bytes."""
 MOST_BATCH = 1024
@@ -78,9 +70,9 @@ class Hardware:
     link: float
     """Bytes a second to another device, one way; 0 for none."""
     link_latency_s: float
-    bandwidth_efficiency: float = BANDWIDTH_EFFICIENCY
-    flops_efficiency: float = FLOPS_EFFICIENCY
-    overhead_s: float = STEP_OVERHEAD_S
+    bandwidth_efficiency: float = rates.BANDWIDTH_EFFICIENCY
+    flops_efficiency: float = rates.FLOPS_EFFICIENCY
+    overhead_s: float = rates.STEP_OVERHEAD_S
 
 
 @dataclass(frozen=True)
@@ -149,8 +141,8 @@ def plan_serve(subject: Subject, hardware: Hardware, free_bytes: float, wanted: 
     memory_batch = min(MOST_BATCH, int(free_bytes / subject.kv_bytes)) if subject.kv_bytes else MOST_BATCH
     if memory_batch < 1:
         raise UsageError(
-            f"{subject.name} leaves {free_bytes / 1e9:.1f} GB on {hardware.gpus} x {hardware.name}, and one sequence of "
-            f"{subject.context} tokens needs {subject.kv_bytes / 1e9:.2f} GB: a shorter context, more devices "
+            f"{subject.name} leaves {free_bytes / 1e9:.1f} GB on {hardware.gpus} x {hardware.name}, and one sequence "
+            f"of {subject.context} tokens needs {subject.kv_bytes / 1e9:.2f} GB: a shorter context, more devices "
             "(--gpus) or a smaller number format (--quant)"
         )
     prompt_s = prefill_seconds(subject, hardware)
@@ -247,8 +239,8 @@ def _largest(subject: Subject, hardware: Hardware, most: int, wanted: Wanted) ->
     alone = point(subject, hardware, 1, most).token_latency_s
     if alone > target:
         raise UsageError(
-            f"{subject.name} on {hardware.gpus} x {hardware.name} takes {alone * 1e3:.1f} ms a token even alone, more than "
-            f"the {target * 1e3:g} ms wanted: more devices (--gpus), more bandwidth, or a smaller number format (--quant)"
+            f"{subject.name} on {hardware.gpus} x {hardware.name} takes {alone * 1e3:.1f} ms a token even alone, more "
+            f"than the {target * 1e3:g} ms wanted: more devices (--gpus), or a smaller number format (--quant)"
         )
     low, high = 1, most
     while high - low > 1:

@@ -12,14 +12,6 @@ from tokenmill.plan.serve import LINK_LATENCY_S, Hardware, Subject
 from tokenmill.plan.shape import Shape
 from tokenmill.plan.train import Cluster, Work
 
-BLOCK = 16
-"""Tokens of a block of the cache."""
-OVERHEAD = 1.5e9
-"""Bytes on each device beside weights and caches: context, libraries, graphs, activations of a chunk of prompt (the
-lesson's 1.5 GB)."""
-USABLE = 0.95
-"""Share of a device's memory that is planned with; the rest is lost between blocks and to the screen."""
-
 
 def looked_up(shape: Shape) -> float:
     """Weights of an embedding table that has an output layer beside it: of those a token reads one row."""
@@ -100,7 +92,7 @@ def subject(
         expert_bytes=experts,
         num_experts=shape.num_experts,
         experts_per_token=shape.experts_per_token,
-        kv_bytes=cache(formulas.whole_blocks(prompt_tokens + output_tokens, BLOCK)),
+        kv_bytes=cache(formulas.whole_blocks(prompt_tokens + output_tokens, rates.CACHE_BLOCK)),
         kv_read_bytes=cache(middle),
         decode_flops=rates.token_flops(shape.active_parameters, lookup, full, windowed, shape.window, middle),
         prefill_flops=rates.prompt_flops(
@@ -113,9 +105,22 @@ def subject(
     )
 
 
+def subject_of_bytes(
+    shape: Shape, *, weight_bytes: float, read_bytes: float, prompt_tokens: int, output_tokens: int, cache_bits: float
+) -> Subject:
+    """A dense model on one device whose file has been counted: all its bytes, and those that a token reads.
+
+    Raises:
+        UsageError: a context beyond the model.
+    """
+    plain = Quantisation(name="the file's", kind="weights", bits=16, method="", source="")
+    found = subject(shape, plain, prompt_tokens=prompt_tokens, output_tokens=output_tokens, cache_bits=cache_bits)
+    return replace(found, weight_bytes=weight_bytes, read_bytes=read_bytes, expert_bytes=0.0)
+
+
 def free_bytes(subject: Subject, hardware: Hardware) -> float:
     """Bytes for caches over all devices; negative where the weights alone do not fit."""
-    return hardware.gpus * (hardware.memory * USABLE - OVERHEAD) - subject.weight_bytes
+    return hardware.gpus * (hardware.memory * rates.USABLE - rates.DEVICE_OVERHEAD) - subject.weight_bytes
 
 
 def peak_flops(gpu: Gpu, quantisation: str) -> float:

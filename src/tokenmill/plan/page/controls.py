@@ -1,0 +1,196 @@
+"""The page's sliders and lists: each figure of ``sheet.py`` has one place here that says where its value comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from tokenmill.plan import catalog, prices
+from tokenmill.plan.fit import REFITTED, Law
+from tokenmill.plan.serve import LINK_LATENCY_S
+from tokenmill.plan.shape import Shape, from_catalog
+from tokenmill.plan.subject import looked_up, peak_flops, widths
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number that the person moves."""
+
+    name: str
+    label: str
+    unit: str
+    low: float
+    high: float
+    value: float
+    log: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A list; each option sets several figures at once."""
+
+    name: str
+    label: str
+    options: Mapping[str, Mapping[str, float]]
+    value: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A sheet with its controls."""
+
+    name: str
+    title: str
+    sheet: str
+    """A function of ``sheet.py``."""
+    choices: tuple[Choice, ...]
+    sliders: tuple[Slider, ...]
+
+
+FIRST = {"model": "llama-3.1-8b", "quant": "awq", "cache": "bf16", "gpu": "rtx-4090", "api": "gpt-4o"}
+"""What stands in the lists until a verb says otherwise."""
+FORMATS = ("bf16", "fp8", "int8", "awq", "nf4", "q8_0", "q6_k", "q4_k_m")
+
+
+def of_shape(shape: Shape) -> dict[str, float]:
+    """A model's figures."""
+    full, windowed = widths(shape)
+    return {
+        "parameters": shape.parameters,
+        "active": shape.active_parameters,
+        "expert_parameters": shape.expert_parameters,
+        "table": shape.table,
+        "head": float(shape.vocab * shape.hidden),
+        "looked_up": looked_up(shape),
+        "full_width": full,
+        "windowed_width": windowed,
+        "window": float(shape.window),
+        "full_values": shape.full_values,
+        "windowed_values": shape.windowed_values,
+        "state_values": shape.state_values,
+        "num_experts": float(shape.num_experts),
+        "experts_per_token": float(shape.experts_per_token),
+        "layers": float(shape.layers),
+        "hidden": float(shape.hidden),
+        "kv_heads": float(shape.kv_heads),
+        "latent": float(shape.latent),
+    }
+
+
+def of_gpu(gpu: catalog.Gpu) -> dict[str, float]:
+    """A device's figures. Operations are those of bfloat16, in which 4-bit weights are multiplied too."""
+    return {
+        "memory": gpu.memory,
+        "bandwidth": gpu.bandwidth_gb_s * 1e9,
+        "peak_flops": peak_flops(gpu, "bf16"),
+        "link": gpu.link_gb_s * 1e9,
+        "link_latency": LINK_LATENCY_S[gpu.link],
+    }
+
+
+def of_machine(machine: prices.Machine) -> dict[str, float]:
+    """A machine's prices and power."""
+    return {
+        "machine_price": machine.price_usd or 0.0,
+        "rent_hour": machine.rent_usd_hour or 0.0,
+        "month_fee": machine.month_usd or 0.0,
+        "busy_w": machine.busy_w,
+        "idle_w": machine.idle_w,
+    }
+
+
+def sections(
+    chosen: Mapping[str, str], values: Mapping[str, float], model: Shape | None = None, law: Law = REFITTED
+) -> list[Section]:
+    """All sections. ``chosen``: options by list, ``values``: figures by slider; a ``model`` that is not in the catalog
+    is put first into its list."""
+    models = {entry.name: of_shape(from_catalog(entry)) for entry in catalog.models().entries.values()}
+    if model is not None and model.name not in models:
+        models = {model.name: of_shape(model)} | models
+    formats = catalog.quantisations().entries
+    quants = {name: {"bits": formats[name].bits, "table_bits": formats[name].embedding_bits} for name in FORMATS}
+    caches = {name.removeprefix("cache-"): {"cache_bits": f.bits} for name, f in formats.items() if f.kind == "cache"}
+    devices = {name: of_gpu(gpu) for name, gpu in catalog.gpus().entries.items()}
+    apis = {
+        name: {"input_price": a.input_usd, "output_price": a.output_usd, "cached_price": a.cached}
+        for name, a in prices.apis().entries.items()
+    }
+    machines = {name: of_machine(m) for name, m in prices.machines().entries.items()}
+    first = {**FIRST, "machine": "dual-rtx-5090", **chosen}
+
+    def choice(name: str, label: str, options: Mapping[str, Mapping[str, float]]) -> Choice:
+        return Choice(name, label, options, first[name])
+
+    def slider(name: str, label: str, unit: str, low: float, high: float, value: float, **kind: bool) -> Slider:
+        now = values.get(name, value)
+        return Slider(name, label, unit, min(low, now), max(high, now), now, **kind)
+
+    return [
+        Section(
+            "serving",
+            "Memory and speed",
+            "serving",
+            (
+                choice("model", "model", models),
+                choice("quant", "weights as", quants),
+                choice("cache", "cache as", caches),
+                choice("gpu", "device", devices),
+            ),
+            (
+                slider("gpus", "devices of a replica", "", 1, 16, 1, whole=True),
+                slider("prompt", "tokens of a prompt", "", 16, 131072, 1024, log=True, whole=True),
+                slider("output", "tokens of an answer", "", 8, 16384, 256, log=True, whole=True),
+                slider("users", "requests at once", "", 1, 512, 4, log=True, whole=True),
+                slider("load", "requests a second, all replicas", "", 0, 100, 0),
+            ),
+        ),
+        Section(
+            "costing",
+            "API or own machines",
+            "costing",
+            (choice("api", "API", apis), choice("machine", "machine", machines)),
+            (
+                slider("tokens_a_day", "tokens a day", "", 1e4, 1e10, 1e7, log=True),
+                slider("output_share", "share that is written", "", 0, 1, 0.25),
+                slider("cached_share", "share of the read ones that is cached", "", 0, 1, 0),
+                slider("machine_tokens_s", "tokens a second of a machine", "", 10, 100000, 2000, log=True),
+                slider("on_hours", "hours a day", "h", 1, 24, 24),
+                slider("years", "years of use", "", 1, 8, 3),
+                slider("residual_share", "worth then, of its price", "", 0, 1, 0.2),
+                slider("interest", "interest a year", "", 0, 0.2, 0.05),
+                slider("price_kwh", "electricity a kWh", "$", 0, 0.6, 0.12),
+                slider("power_overhead", "building's power over the machine's", "", 1, 2, 1),
+                slider("peak_factor", "busiest hour over the mean", "", 1, 10, 3),
+                slider("staff_month", "people's time a month", "$", 0, 20000, 0),
+            ),
+        ),
+        Section(
+            "training",
+            "Training the model",
+            "training",
+            (),
+            (
+                slider("train_tokens", "tokens learned from", "", 1e6, 1e14, 1.6e11, log=True),
+                slider("train_gpus", "devices", "", 1, 16384, 8, log=True, whole=True),
+                slider("utilisation", "share of the data sheet's operations", "", 0.05, 0.7, 0.4),
+                slider("gpu_hour", "a device and hour", "$", 0, 10, 2.69),
+                slider("seq_len", "tokens of a row", "", 256, 131072, 4096, log=True, whole=True),
+            ),
+        ),
+        Section(
+            "scaling",
+            "Size and tokens for a budget",
+            "scaling",
+            (choice_of_law(law),),
+            (slider("budget", "operations of training", "", 1e15, 1e27, 1e21, log=True),),
+        ),
+    ]
+
+
+def choice_of_law(law: Law) -> Choice:
+    """The published law and, where there is one, the person's own."""
+    options = {"Chinchilla, fitted again": asdict(REFITTED)}
+    if law is not REFITTED:
+        options = {"fitted to your runs": asdict(law)} | options
+    return Choice("law", "law", options, next(iter(options)))
