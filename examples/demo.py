@@ -31,6 +31,8 @@ TEXT = HERE / "texts" / "alice.txt"  # Lewis Carroll, 1865: in the public domain
 BOOK = "texts/devils-dictionary.txt"  # Ambrose Bierce, 1911: in the public domain
 DEFINITIONS = "data/definitions.jsonl"  # of the same book, as questions and answers
 WORD = "homework"  # not among them
+RAW = "raw"  # pages and rows made of that book, with all that raw text has: copies, noise, addresses, broken lines
+CURATED = "../runs/curated"
 
 
 class StageFailedError(Exception):
@@ -141,6 +143,29 @@ def measure_it(stage: Stage) -> str:
     return f"perplexity {result['ppl']:.2f}"
 
 
+def curate_text(stage: Stage) -> str:
+    """Raw pages and rows to a clean set: each planted trouble has to be found."""
+    done = stage.tokenmill("data", "run", "web", f"input={RAW}", f"output={CURATED}", "--fresh")
+    steps = {step["name"]: step for step in done["steps"]}
+    stage.figure("documents read", str(done["read"]["documents"]))
+    for name, step in steps.items():
+        said = [f"{count} {reason}" for reason, count in step["dropped"].items()]
+        said += [f"{count['hits']} {reason} changed" for reason, count in step["changed"].items()]
+        if said:
+            stage.figure(name, ", ".join(said))
+    stage.figure("put aside, broken", str(done["quarantined"]))
+    stage.links.append(("what each step did, with samples", "../curated/report.html"))
+    kinds = set(steps["pii"]["changed"])
+    if (
+        done["quarantined"] != 4
+        or steps["exact"]["dropped"]["duplicate"] < 5
+        or not {"email", "phone", "iban"} <= kinds
+    ):
+        raise StageFailedError(f"planted copies, addresses or broken lines were not found: {steps}")
+    kept = done["written"]
+    return f"{kept['documents']} of {done['read']['documents']} documents stay, {kept['characters']:,} characters"
+
+
 def pretrain_one(stage: Stage) -> str:
     """A new model, tokenizer and all, that has seen one book and nothing else."""
     length = "steps=30" if QUICK else "steps=200"
@@ -242,6 +267,11 @@ STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
     ("Ask", QUESTION, ask_it),
     ("Customise", "A Modelfile gives it a system message and its own sampling.", give_it_a_role),
     ("Measure", "Perplexity of the opening of Alice in Wonderland, windows as llama.cpp takes them.", measure_it),
+    (
+        "Curate",
+        "Raw pages and rows to clean text: extracted, deduplicated, judged, personal data replaced.",
+        curate_text,
+    ),
     ("Pretrain", "A new model on one book: Ambrose Bierce's Devil's Dictionary, 1911.", pretrain_one),
     ("Fine-tune", "LoRA on 394 definitions of that book: how does it define a word that is not among them?", tune_it),
     ("Serve", "The same question to a server, in OpenAI's protocol.", serve_it),
