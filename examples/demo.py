@@ -269,7 +269,7 @@ STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
     ("Measure", "Perplexity of the opening of Alice in Wonderland, windows as llama.cpp takes them.", measure_it),
     (
         "Curate",
-        "Raw pages and rows to clean text: extracted, deduplicated, judged, personal data replaced.",
+        "Raw pages and rows to clean text: extracted, judged, no copies, no personal data.",
         curate_text,
     ),
     ("Pretrain", "A new model on one book: Ambrose Bierce's Devil's Dictionary, 1911.", pretrain_one),
