@@ -41,7 +41,7 @@ def find_email(text: str) -> Iterator[Hit]:
 # Expressions begin with the character that is looked for and look back from it: only so does re skip to the next one.
 _V4 = re.compile(r"\d(?<![\w.-]\d)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
 _VERSION = re.compile(
-    r"(?:\bv|ver\.?|version|release|rev|revision|firmware|build|section|chapter|§|kernel|>=|==|<=|~)[\s:=]*$"
+    r"(?:\b(?:v|ver\.?|version|release|rev|revision|firmware|build|section|chapter|kernel)|§|>=|==|<=|~)[\s:=]*$"
 )
 _HOST_WORDS = re.compile(r"\bip\b|address|host|server|dns|gateway|peer|client|ping|connect|login|logged|source|@")
 _V6 = re.compile(
@@ -66,7 +66,7 @@ def find_ip(text: str, *, public_only: bool = True) -> Iterator[Hit]:
             if public_only and (not address.is_global or address.is_multicast):
                 continue
             before = text[max(0, found.start() - 24) : found.start()].lower()
-            small = int(parts[0]) < 10 or max(map(int, parts)) < 32
+            small = address.is_global and (int(parts[0]) < 10 or max(map(int, parts)) < 32)
             if _VERSION.search(before) or (small and not said_before(text, found.start(), _HOST_WORDS)):
                 continue
             yield Hit(found.start(), found.end(), "ip", "v4")
@@ -87,7 +87,7 @@ def _is_v6(word: str, public_only: bool) -> bool:
 
 
 _INTERNATIONAL = re.compile(
-    r"(?<![\w+.~])\+\d{1,3}(?:[ \u00a0.\-/]?\(0?\d{0,4}\))?(?:[ \u00a0.\-/]{0,2}\d){5,13}(?![\w]|[.,]\d)"
+    r"(?<![\w+.~])\+\d{1,3}(?:[ \u00a0.\-/]?\(0?\d{0,4}\))?(?:[ \u00a0.\-/]{0,3}\d){5,13}(?![\w]|[.,]\d)"
 )
 _NANP = re.compile(
     r"(?<![\w.+-])(?<!\d[ /(])(?:\+?1[ .-]?)?(?:\([2-9]\d\d\) ?-?[2-9]\d\d[-. ]|[2-9]\d\d([-.])[2-9]\d\d\1)\d{4}(?![\w-]|[.,]\d)"

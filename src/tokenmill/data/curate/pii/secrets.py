@@ -82,12 +82,14 @@ def entropy(word: str) -> float:
 
 
 def random_looking(word: str) -> bool:
-    """Whether a value is a secret rather than a name, a path, a version or a placeholder: letters and digits mixed, and
-    more information a character than names have."""
+    """Whether a value is a secret rather than a name, a path, a version or a placeholder: letters and digits (or
+    both cases) mixed, and more information a character than names have."""
     digits = sum(character.isdigit() for character in word)
     letters = sum(character.isalpha() for character in word)
-    if digits < 2 or letters < 2 or word.count("/") > 3 or word.count(".") > 2 or "$" in word[:1] or "..." in word:
+    if letters < 2 or word.count("/") > 3 or word.count(".") > 2 or "$" in word[:1] or "..." in word:
         return False
+    changes = len(re.findall(r"[a-z][A-Z]", word))
     longest = max((len(run) for run in re.findall(r"[a-z]+|[A-Z]+", word)), default=0)
-    needed = 2.8 if len(word) < 16 else 3.2
-    return longest < max(8, len(word) // 2) and entropy(word) >= needed
+    if digits < 2:  # letters alone: both cases in no order that a name has
+        return 5 * changes + 4 * digits >= 0.7 * len(word) and longest <= 5 and entropy(word) >= 3.0
+    return longest < max(8, len(word) // 2) and entropy(word) >= (2.8 if len(word) < 16 else 3.2)

@@ -32,7 +32,7 @@ _ENDS = (
     "straße ", "Straße ", "strasse ", "Strasse ", "str. ", "Str. ", "weg ", "Weg ", "allee ", "Allee ", "platz ",
     "Platz ", "gasse ", "Gasse ", "Ring ", "ufer ", "Ufer ", "damm ", "Damm ", "straat ", "laan ", "plein ", "gracht ", "kade ", "dijk ", "singel ",
 )  # fmt: skip
-_CAPITAL = re.compile(r"(?:(?:[A-ZÄÖÜ][\wäöüß-]+|[A-ZÄÖÜ][a-z]{0,2}\.)[ -]){0,2}[A-ZÄÖÜ][\wäöüß'.-]*\Z")
+_CAPITAL = re.compile(r"(?:(?:[A-ZÄÖÜ][\wäöüß-]+|[A-ZÄÖÜ][a-z]{0,2}\.)[ -]){0,3}[A-ZÄÖÜ][\wäöüß'.-]*\Z")
 _NUMBER = re.compile(r"\d(?<=[a-zß.] \d)\d{0,3}(?: ?[a-h]|-\d{1,4})?(?![\w.]|-\d)" + _POSTAL)
 _FRENCH = re.compile(
     r"\d(?<![\w.,/-]\d)\d{0,3}(?: ?(?:bis|ter))?,? (?:rue|avenue|boulevard|place|impasse|chemin|allée|quai|cours|route)"
@@ -47,7 +47,7 @@ _SPANISH = re.compile(
     + _POSTAL
 )
 _POLISH = re.compile(
-    rf"(?<!\w)(?:ul\.|al\.|pl\.|os\.) ?{_NAME}(?: {_NAME}){{0,3}} \d{{1,4}}[a-zA-Z]?(?:/\d{{1,4}})?(?![\w.])(?:, \d\d-\d{{3}} {_NAME})?"
+    rf"[uapo](?<!\w[uapo])[ls]\. ?{_NAME}(?: {_NAME}){{0,3}} \d{{1,4}}[a-zA-Z]?(?:/\d{{1,4}})?(?![\w.])(?:, \d\d-\d{{3}} {_NAME})?"
 )
 _BOX = re.compile(r"P(?<!\wP)\.? ?O\.? Box \d{1,6}(?!\w)")
 
@@ -56,7 +56,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
      _FRENCH),
     (("Via ", "Viale ", "Piazza ", "Corso ", "Largo ", "Vicolo "), _ITALIAN),
     (("Calle ", "C/", "Avenida ", "Avda.", "Av.", "Paseo ", "Plaza ", "Rua ", "Praça ", "Travessa "), _SPANISH),
-    ((" ul.", " al.", " pl.", " os.", "\nul."), _POLISH),
+    (("ul. ", "al. ", "pl. ", "os. "), _POLISH),
     ((" Box ",), _BOX),
 )  # fmt: skip
 
