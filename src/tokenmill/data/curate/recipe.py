@@ -29,8 +29,9 @@ Kind = Literal["jsonl", "json", "parquet", "arrow", "text", "html", "warc"]
 class Input(Part):
     """What is read."""
 
-    path: Annotated[str | list[str], Field(min_length=1)]
-    """A file, a folder (with all folders in it), a pattern, or several. ``input=PATH`` means this."""
+    path: Annotated[str | list[str] | dict[str, str], Field(min_length=1)]
+    """A file, a folder (with all folders in it), a pattern, or several, which may have names (``{web: raw/, books:
+    b.jsonl}``): these stand before the ids of their documents, and `mix` goes by them. ``input=PATH`` means this."""
     format: Literal["auto"] | Kind = "auto"
     """What the files are; ``auto`` goes by their names (``.jsonl .json .parquet .arrow .txt .md .rst .html .warc`` and
     kin, also with ``.gz .zst .bz2 .xz``) and leaves out, counted, what it does not know."""
@@ -49,6 +50,7 @@ class Output(Part):
     path: Annotated[str, Field(min_length=1)]
     """The folder. ``output=FOLDER`` means this."""
     format: Literal["jsonl", "parquet"] = "jsonl"
+    """What the files are. In Parquet a column whose values are of several kinds becomes JSON text."""
     compression: Literal["none", "gz", "zst"] = "zst"
     """Of JSONL; Parquet has its own."""
 
@@ -69,6 +71,7 @@ class CurateRecipe(Part):
     steps: list[StepChoice]
     """In order, each a name or ``{name: {option: value}}``."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything random: hashes, samples, what is mixed and split."""
     workers: Count | None = None
     """Processes; without it one for each core. The result does not depend on it."""
     runner: Literal["local", "ray"] = "local"
