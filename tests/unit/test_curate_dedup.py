@@ -8,13 +8,13 @@ import random
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes.global_step import run, step_of
 from tokenmill.core.errors import ConfigError
 from tokenmill.data.curate import groups as groups_module
 from tokenmill.data.curate import shingles
@@ -23,35 +23,11 @@ from tokenmill.data.curate.exact import ExactOptions
 from tokenmill.data.curate.groups import Groups
 from tokenmill.data.curate.minhash import MinHashOptions, signatures
 from tokenmill.data.curate.simhash import block_masks, close_pairs, fingerprints
-from tokenmill.data.curate.step import Context, Document, GlobalStep, Tally
-from tokenmill.data.curate.steps import entry
+from tokenmill.data.curate.step import Document
 
 
-def step_of(name: str, seed: int = 0, **options: Any) -> GlobalStep:
-    """The step as a recipe makes it."""
-    found = entry(name)
-    step = found.builder()(found.options_class().model_validate(options), Context(seed))
-    assert isinstance(step, GlobalStep)
-    return step
-
-
-def run(step: GlobalStep, shards: Sequence[Sequence[Document]], folder: Path) -> tuple[list[Document], Tally]:
-    """What the pipeline does with a global step."""
-    observed, verdict, tally, kept = [], folder / "verdict", Tally(), []
-    verdict.mkdir(parents=True)
-    for number, shard in enumerate(shards):
-        observed.append(folder / f"{number}.observed")
-        observed[-1].write_bytes(step.observe(list(shard)))
-    step.decide(observed, verdict)
-    for number, shard in enumerate(shards):
-        kept += step.apply(list(shard), tally, verdict, number)
-    assert tally.kept == len(kept)
-    assert not list(verdict.glob("*.tmp")), "left over"
-    return kept, tally
-
-
-def documents(texts: Sequence[str], **meta: Any) -> list[Document]:
-    return [Document(f"d#{number}", text, dict(meta)) for number, text in enumerate(texts)]
+def documents(texts: Sequence[str]) -> list[Document]:
+    return [Document(f"d#{number}", text) for number, text in enumerate(texts)]
 
 
 # --- words

@@ -69,8 +69,8 @@ def find_sources(config: Input) -> tuple[list[Source], int]:
     """
     found: dict[str, Source] = {}
     unknown = 0
-    for given in [config.path] if isinstance(config.path, str) else config.path:
-        files = list(_files(given))
+    for prefix, given in _given(config.path):
+        files = [(file, prefix + name) for file, name in _files(given)]
         for file, name in files:
             kind = _kind(file) if config.format == "auto" else config.format
             if kind is None and len(files) > 1:
@@ -83,6 +83,13 @@ def find_sources(config: Input) -> tuple[list[Source], int]:
     if not found:
         raise NotFoundError(f"{config.path}: no files there that can be read ({' '.join(SUFFIXES)})")
     return sorted(found.values(), key=lambda source: (source.name, source.path)), unknown
+
+
+def _given(path: str | list[str] | dict[str, str]) -> list[tuple[str, str]]:
+    """What stands before the names of files, and where they are."""
+    if isinstance(path, dict):
+        return [(f"{name}/", given) for name, given in path.items()]
+    return [("", given) for given in ([path] if isinstance(path, str) else path)]
 
 
 def _files(given: str) -> Iterator[tuple[Path, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.core.errors import TokenmillError
+from tokenmill.data.curate.chatgpt import is_export, spoken
 from tokenmill.data.curate.recipe import Input
 from tokenmill.data.curate.step import Document
 from tokenmill.data.curate.streams import BrokenStream, Stream, blocks, lines
@@ -165,9 +166,9 @@ def _row(piece: Piece, number: int, value: Any, config: Input) -> Document | Bad
         return Bad(piece.name, number, f"not an object with columns but a {type(value).__name__}")
     meta = dict(value)
     text = meta.pop(config.text_field, None)
-    derived = text is None and any(column in meta for column in SPEECH)
+    derived = text is None and (is_export(meta) or any(column in meta for column in SPEECH))
     if derived:
-        text = "\n".join(contents(meta))
+        text = "\n".join(contents(meta)) or spoken(meta)
     if not isinstance(text, str):
         found = ", ".join(map(str, list(value)[:8])) or "none"
         problem = f"no column {config.text_field!r}" if text is None else f"column {config.text_field!r} is no text"

@@ -1,0 +1,175 @@
+"""Answers from any server that speaks OpenAI's ``/chat/completions``: at a bounded pace, patient with failures, each
+question asked once in the life of a folder.
+
+Answers are files in a cache folder, named after everything that was asked; a run that was stopped asks only what it has
+no answer to. What a server says of its limits (429, 503, ``Retry-After``) is waited for. A question that the server
+refuses as such (400, 413, 422) is told from a server that cannot be used: the first costs one answer, the second stops
+the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenmill.core.errors import ConfigError, NetworkError
+from tokenmill.core.paths import atomic_write
+
+WAIT_S = 1.0
+"""Before the second try; doubled with each further one, up to `LONGEST_WAIT_S`."""
+LONGEST_WAIT_S = 60.0
+_REFUSED = (400, 413, 422)
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    text: str
+    finish_reason: str
+    """``stop``, ``length``, … as the server says; ``refused`` if it would not take the question."""
+
+
+class Endpoint:
+    """One server and one folder of its answers.
+
+    Args:
+        url: up to and with the version, as in ``http://127.0.0.1:11434/v1``.
+        key_variable: the environment variable that holds the key; None: no key is sent.
+        cache: folder of answers.
+        concurrency: questions under way at a time.
+        per_minute: questions begun in a minute at most; None: no limit.
+        retries: further tries after a failure that may pass.
+        timeout_s: for one answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        cache: Path,
+        *,
+        key_variable: str | None = None,
+        concurrency: int = 8,
+        per_minute: int | None = None,
+        retries: int = 5,
+        timeout_s: float = 300.0,
+    ) -> None:
+        import httpx
+
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"url: {url!r} is not the address of a server, such as http://127.0.0.1:11434/v1")
+        headers = {}
+        if key_variable is not None:
+            if not os.environ.get(key_variable):
+                raise ConfigError(f"key_variable: the environment variable {key_variable} is not set")
+            headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
+        self.url, self.cache, self.concurrency, self.retries = url.rstrip("/"), cache, concurrency, retries
+        self._gap_s = 60.0 / per_minute if per_minute else 0.0
+        self._next, self._lock = 0.0, threading.Lock()
+        self._stop = threading.Event()
+
+    def ask_all(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """An answer to each question (the body of a request), in order.
+
+        Raises:
+            NetworkError: the server fails and goes on failing. ConfigError: it does not know the model or the key.
+        """
+        self._stop.clear()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [pool.submit(self.ask, question) for question in questions]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def ask(self, question: Mapping[str, Any]) -> Answer:
+        """The answer to one question, from the folder if it is there."""
+        asked = json.dumps(question, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        name = hashlib.sha256(asked).hexdigest()
+        path = self.cache / name[:2] / f"{name[2:]}.json"
+        try:
+            return Answer(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError):  # half a file, or one of another version: ask again
+            path.unlink(missing_ok=True)
+        answer = self._answer(question)
+        with atomic_write(path) as file:
+            file.write(json.dumps(asdict(answer), ensure_ascii=True).encode())
+        return answer
+
+    def _answer(self, question: Mapping[str, Any]) -> Answer:
+        import httpx
+
+        problem, wait = "", WAIT_S
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self._pause(wait)
+                wait = min(2 * wait, LONGEST_WAIT_S)
+            self._pace()
+            try:
+                reply = self._client.post(f"{self.url}/chat/completions", json=dict(question))
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            if reply.status_code == 200:
+                found = _read(reply)
+                if found is not None:
+                    return found
+                problem = f"no answer in what it sent: {reply.text[:200]!r}"
+            elif reply.status_code in _REFUSED:
+                return Answer("", "refused")
+            elif reply.status_code in _AGAIN:
+                problem = f"{reply.status_code}: {reply.text[:200]!r}"
+                wait = max(wait, _retry_after(reply))
+            else:
+                raise ConfigError(f"{self.url} cannot be used: {reply.status_code}: {reply.text[:300]!r}")
+        tries = f"{self.retries + 1} tries"
+        raise NetworkError(
+            f"{self.url}: no answer after {tries} ({problem}). What was answered so far is kept; the same command goes "
+            "on there"
+        )
+
+    def _pace(self) -> None:
+        """Wait for this question's turn."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._gap_s
+        self._pause(turn - now)
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            self._stop.wait(seconds)
+        if self._stop.is_set():
+            raise NetworkError(f"{self.url}: stopped, since another question failed")
+
+
+def _read(reply: Any) -> Answer | None:
+    """None if the reply is not of the protocol."""
+    try:
+        choice = reply.json()["choices"][0]
+        text = choice["message"].get("content") or ""
+        return Answer(str(text), str(choice.get("finish_reason") or "stop"))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _retry_after(reply: Any) -> float:
+    try:
+        return min(max(float(reply.headers.get("Retry-After", 0)), 0.0), 10 * LONGEST_WAIT_S)
+    except ValueError:  # a date: the doubled wait will do
+        return 0.0
