@@ -8,7 +8,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-_PEOPLE = re.compile(r"@\S+\.\w|\bcopyright\b|\bauthor|written by", re.IGNORECASE)
+_PEOPLE = re.compile(r"@\S+\.\w|[Cc]opyright|[Aa]uthor|[Ww]ritten")
 
 
 @cache
