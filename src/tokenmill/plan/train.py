@@ -130,8 +130,18 @@ def gpus_for(work: Work, cluster: Cluster, days: float, optimizer: str = "adamw"
     Raises:
         UsageError: so many would be needed that failures eat what they add.
     """
-    least = max(1, math.floor(flops_of(work) / (days * DAY * cluster.peak_flops * cluster.utilisation)))
-    for gpus in (*range(least, least + 8), *(math.ceil(least * (1.01**n)) for n in range(1, 200))):
-        if plan_train(work, replace(cluster, gpus=gpus), optimizer).days <= days:
-            return gpus
-    raise UsageError(f"{days:g} days are too few for {work.name}: with so many devices failures eat what they add")
+
+    def in_time(gpus: int) -> bool:
+        return plan_train(work, replace(cluster, gpus=gpus), optimizer).days <= days
+
+    # without failures it would be this many, so fewer are too few
+    few = max(0, math.ceil(flops_of(work) / (days * DAY * cluster.peak_flops * cluster.utilisation)) - 1)
+    many = few + 1
+    while not in_time(many):
+        if many > 4 * few + 16:
+            raise UsageError(f"{days:g} days are too few for {work.name}: failures eat what more devices add")
+        few, many = many, math.ceil(many * 1.1)
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if in_time(middle) else (middle, many)
+    return many
