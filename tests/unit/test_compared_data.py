@@ -19,6 +19,8 @@ from tokenmill.data.formats import Chat, Completion, RowError
 from tokenmill.data.loader import Loader
 from tokenmill.data.preferences import parse_judged, parse_pair
 from tokenmill.data.prepare import Splits, load_splits
+from tokenmill.data.render import Renderer
+from tokenmill.data.show import show_rows
 from tokenmill.data.tokenise import Kind
 from tokenmill.models import load_tokenizer
 from tokenmill.text.tokenizer import Tokenizer
@@ -188,6 +190,16 @@ def test_likelihood_covers_what_it_should(tmp_path: Path, tokenizer: Tokenizer) 
     assert (answer[:split].numpy() == sample.labels[:split]).all()
     assert (everything[split:] == NO_LABEL).all()
     assert CollateCompared("none")([sample], 0).num_nll == 0
+
+
+def test_both_answers_are_shown(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """What ``data show`` prints of a pair: two examples, of each of which the answer alone is learned."""
+    (tmp_path / "pair.jsonl").write_text(
+        json.dumps({"prompt": [ASKED, said("no"), ASKED], "chosen": "there", "rejected": "cat"})
+    )
+    shown = list(show_rows(DataConfig(path=str(tmp_path / "pair.jsonl")), Renderer(tokenizer), limit=9))
+    learned = ["".join(token.text for token in row.tokens if token.learned) for row in shown]
+    assert learned == ["there<|im_end|>", "cat<|im_end|>"]
 
 
 def test_a_text_compares_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:

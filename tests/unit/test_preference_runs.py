@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from tokenmill.train.plan import plan_run
 from tokenmill.train.reference import references
 from tokenmill.train.run import RunResult, build_model
 
+WORKER = Path(__file__).parents[1] / "fakes" / "train_worker.py"
 WORDS = "the cat dog sat on mat log and hello there what is capital of France".split()  # noqa: SIM905
 
 
@@ -79,7 +83,7 @@ def recipe(place: Path, runs: Path, objective: str, **changes: Any) -> dict[str,
         ("dpo", {"adapter": None, "lr": 2e-3, "preference": {"loss": "ipo"}}),
         ("simpo", {"preference": {"beta": 2.0, "gamma": 1.0}}),
         ("orpo", {}),
-        ("kto", {"steps": 20}),
+        ("kto", {"steps": 16}),
         ("reward", {"reward": {"center": 0.01}}),
     ],
     ids=["dpo", "ipo-full", "simpo", "orpo", "kto", "reward"],
@@ -170,13 +174,13 @@ def weights(result: RunResult) -> dict[str, torch.Tensor]:
     return {name: file.load(name) for name in file.infos()}
 
 
-@pytest.mark.parametrize("objective", ["dpo", "kto", "reward"])
+@pytest.mark.parametrize("objective", ["kto", "reward"])
 def test_a_stopped_run_goes_on_exactly(place: Path, tmp_path: Path, objective: str) -> None:
-    """Four steps and four more give the bits of eight: reference, head and order are what they were."""
-    whole = tokenmill.train(recipe(place, tmp_path / "a", objective, steps=8, schedule="constant"), watchers=[])
-    half = tokenmill.train(recipe(place, tmp_path / "b", objective, steps=4, schedule="constant"), watchers=[])
-    again = tokenmill.train(resume=half.folder, overrides=["steps=8"], watchers=[])
-    assert again.step == 8
+    """Two steps and two more give the bits of four: reference, head and order are what they were."""
+    whole = tokenmill.train(recipe(place, tmp_path / "a", objective, steps=4, schedule="constant"), watchers=[])
+    half = tokenmill.train(recipe(place, tmp_path / "b", objective, steps=2, schedule="constant"), watchers=[])
+    again = tokenmill.train(resume=half.folder, overrides=["steps=4"], watchers=[])
+    assert again.step == 4
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(again)[name]), name
 
@@ -195,9 +199,27 @@ def test_micro_batches_change_nothing(place: Path, tmp_path: Path) -> None:
         assert one.steps[0].grad_norm == pytest.approx(other.steps[0].grad_norm, rel=1e-4)
 
 
+def test_two_processes_are_one(place: Path, tmp_path: Path) -> None:
+    """Each computes half of the reference and of the baseline; the run is the one of a single process."""
+    how = {"steps": 2, "seed": 3, "schedule": "constant"}
+    one = Recorder()
+    alone = tokenmill.train(recipe(place, tmp_path / "one", "kto", accumulate=2, **how), watchers=[one])
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe(place, tmp_path / "two", "kto", accumulate=1, **how)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENMILL_HOME": str(tmp_path / "fresh")}
+    command = [*launcher, str(WORKER), str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("step")]
+    assert losses == pytest.approx(one.losses, rel=1e-4)
+    together = RunResult((tmp_path / "two" / "latest").resolve(), "finished", 2, {}, tmp_path / "two/latest/model")
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(together)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_the_answers_change_as_asked(place: Path, tmp_path: Path) -> None:
-    """After DPO the first word that the model would say to a held-out question is the chosen answers' one."""
-    result = tokenmill.train(recipe(place, tmp_path / "runs", "dpo", steps=24), watchers=[])
+    """After a dozen steps of DPO the model would begin its answer to a new question as the chosen ones begin."""
+    result = tokenmill.train(recipe(place, tmp_path / "runs", "dpo"), watchers=[])
     model = tokenmill.load_model(place / "model", dtype="float32")
     tokenizer = tokenmill.load_tokenizer(place / "model")
     from tokenmill.adapt import load_adapter
@@ -213,7 +235,7 @@ def test_the_answers_change_as_asked(place: Path, tmp_path: Path) -> None:
 
     before = preferred()
     load_adapter(model, result.model)
-    assert preferred() > before + 3.0
+    assert preferred() > before + 1.0
 
 
 def test_the_report_shows_who_wins(place: Path, tmp_path: Path) -> None:

@@ -97,7 +97,11 @@ def test_a_score_does_not_depend_on_its_company(folder: Path) -> None:
 
 
 def test_it_writes_nothing(folder: Path) -> None:
+    """Loaded for serving, with the kernels' own layout where there are any, it scores as ever and generates nothing."""
     llm = tokenmill.LLM(str(folder / "model"))
+    ids = [llm.tokenizer.encode_chat(talk, add_generation_prompt=False) for talk in TALK]
+    want = RewardModel.load(folder / "model", dtype="float32").score(TALK)
+    assert reward(llm.model, ids) == pytest.approx(want, abs=1e-3)
     with pytest.raises(UsageError, match="reward model"):
         llm.chat(TALK[0][:1])
 
@@ -123,6 +127,11 @@ def test_served(folder: Path, tmp_path: Path) -> None:
         assert [one["score"] for one in same["data"]] == [one["score"] for one in got["data"]]
         one = client.post("/v1/score", json={"model": "judge", "messages": TALK[0]}).json()
         assert len(one["data"]) == 1
+        store.create("other", f"FROM {folder / 'model'}\nPARAMETER seed 1", tmp_path)
+        both = {"model": ["judge", "other"], "voting": "min", "messages": TALK}
+        for told, score in zip(client.post("/v1/score", json=both).json()["data"], got["data"], strict=True):
+            assert told["score"] == score["score"]
+            assert told["members"] == [score["score"]] * 2
         for wrong, part in (
             ({"model": "tiny", "messages": TALK}, "scores none"),
             ({"model": "judge"}, "messages"),

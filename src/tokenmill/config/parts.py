@@ -56,7 +56,8 @@ class DataConfig(Part):
     """Jinja source or a name among the model's templates; without it the model's own."""
     truncate: Literal["auto", "end", "start", "split", "drop", "error"] = "auto"
     """What happens to a document longer than ``seq_len``: its end or its start is cut off, it is split into several
-    without loss, dropped, or the run refused. ``auto``: split for plain text, end otherwise. All of it is counted."""
+    without loss, dropped, or the run refused. ``auto``: split for plain text, drop for compared answers, end otherwise.
+    All of it is counted."""
     masked: Literal["error", "drop"] = "error"
     """A row whose labels are all masked (after truncation too): the run is refused and shows it, or it is dropped."""
     duplicates: Literal["keep", "drop"] = "keep"

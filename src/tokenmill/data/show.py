@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenmill.config.parts import DataConfig
 from tokenmill.data.files import TEXTS, Broken, find_files, kind_of, read_rows
-from tokenmill.data.formats import RowError, parse_row
+from tokenmill.data.formats import Document, PreferenceError, RowError, parse_row
+from tokenmill.data.preferences import parse_judged
 from tokenmill.data.render import Encoded, Renderer
 
 
@@ -64,15 +65,23 @@ def _examples(row: Any, config: DataConfig, renderer: Renderer) -> Iterator[Show
     try:
         if isinstance(row, Broken):
             raise RowError(row.problem)
-        document = parse_row(row.value, format=config.format, text_field=config.text_field)
+        documents = _documents(row.value, config)
         if kind_of(row.file) in TEXTS:  # a piece from the middle of a document: neither BOS nor end token
             ids = renderer.piece(row.value["text"])
             yield ShownRow(row.file, row.line, tuple(_token(renderer, token_id, True) for token_id in ids))
             return
-        for example in renderer.encode(document):
+        for example in (example for document in documents for example in renderer.encode(document)):
             yield ShownRow(row.file, row.line, _tokens(example, renderer))
     except RowError as error:
         yield ShownRow(row.file, row.line, problem=str(error))
+
+
+def _documents(row: Any, config: DataConfig) -> list[Document]:
+    """The document of a row; of one that compares answers both, or the judged one."""
+    try:
+        return [parse_row(row, format=config.format, text_field=config.text_field)]
+    except PreferenceError:
+        return [one.document for one in parse_judged(row)]
 
 
 def _tokens(example: Encoded, renderer: Renderer) -> tuple[ShownToken, ...]:

@@ -26,4 +26,8 @@ class Scorer(Decoder):
         padding token that also ends texts would hide it (TRL #976)."""
         hidden_TC = self.hidden(tokens_T, Packed(lengths, tokens_T.device))
         last_N = torch.tensor(lengths, device=tokens_T.device).cumsum(0) - 1
-        return self.score(hidden_TC[last_N].to(self.score.weight.dtype)).float()[:, 0]
+        hidden_NC = hidden_TC[last_N]
+        if isinstance(self.score, Linear):  # trained in float32 over a base in 16 bits; a packed one takes what comes
+            hidden_NC = hidden_NC.to(self.score.weight.dtype)
+        scores_N1: Tensor = self.score(hidden_NC)
+        return scores_N1.float()[:, 0]

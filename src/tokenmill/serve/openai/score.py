@@ -2,6 +2,7 @@
 
 Either ``messages``, a conversation that ends with an answer or several of them; or vLLM's ``text_1`` (prompts) and
 ``text_2`` (answers), of which a single prompt goes with every answer. Texts become turns of the model's own template.
+Several names as ``model`` are an ensemble, whose scores ``voting`` makes one.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from tokenmill.align.reward_model import vote
 from tokenmill.engine.reward import reward
 from tokenmill.llm import LLM
 from tokenmill.nn.scorer import Scorer
@@ -26,6 +28,8 @@ from tokenmill.serve.replies import reply
 from tokenmill.serve.worker import Worker
 
 router = APIRouter()
+MAX_MEMBERS = 8
+Name = Annotated[str, Field(min_length=1, max_length=512)]
 Texts = str | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
 
 
@@ -39,7 +43,9 @@ Conversation = Annotated[list[ScoredMessage], Field(min_length=1)]
 
 class ScoreRequest(Strict):
     NEUTRAL = HABITS
-    model: str = Field(min_length=1, max_length=512)
+    model: Name | Annotated[list[Name], Field(min_length=1, max_length=MAX_MEMBERS)]
+    voting: Literal["mean", "min", "cautious"] = "mean"
+    """Of an ensemble: the mean, the lowest, or the mean less the standard deviation."""
     messages: Conversation | Annotated[list[Conversation], Field(min_length=1, max_length=MAX_PROMPTS)] | None = None
     text_1: Texts | None = None
     text_2: Texts | None = None
@@ -49,19 +55,25 @@ class ScoreRequest(Strict):
 async def score(body: ScoreRequest, request: Request) -> Response:
     """One number a conversation; higher is better."""
     conversations = _conversations(body)
-    worker = await wire.open_worker(request, body.model)
-    if not isinstance(worker.llm.model, Scorer):
-        raise FieldError("model", f"{worker.llm.name} writes text and scores none; /v1/score takes reward models")
-    texts = await asyncio.to_thread(_texts, worker.llm, conversations)
-    scores = await unless_disconnected(request, _scored(worker, texts))
-    tokens = sum(map(len, texts))
+    names = [body.model] if isinstance(body.model, str) else body.model
+    members, tokens = [], 0
+    for name in names:
+        worker = await wire.open_worker(request, name)
+        if not isinstance(worker.llm.model, Scorer):
+            raise FieldError("model", f"{worker.llm.name} writes text and scores none; /v1/score takes reward models")
+        texts = await asyncio.to_thread(_texts, worker.llm, conversations)
+        members.append(await unless_disconnected(request, _scored(worker, texts)))
+        tokens += sum(map(len, texts))
     return reply(
         {
             "id": wire.new_id("score"),
             "object": "list",
             "created": int(time.time()),
-            "model": body.model,
-            "data": [{"index": i, "object": "score", "score": one} for i, one in enumerate(scores)],
+            "model": ", ".join(names),
+            "data": [
+                {"index": i, "object": "score", "score": score, "members": [scores[i] for scores in members]}
+                for i, score in enumerate(vote(members, body.voting))
+            ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )

@@ -165,6 +165,8 @@ class Score(Shape):
     index: int
     object: Literal["score"]
     score: float
+    members: list[float]
+    """What each model of an ensemble says; of a single one its score."""
 
 
 class Scores(Shape):
