@@ -90,11 +90,11 @@ _CACHE: dict[str, list[str]] = {}
 
 
 def _paragraphs() -> list[str]:
-    """Paragraphs of the control text that are prose: long, and ending as sentences do."""
+    """Paragraphs of the control text that are prose: long, ending as sentences do, and of letters."""
     if "paragraphs" not in _CACHE:
         pieces = (" ".join(piece.split()) for piece in clean_text(1_000_000).split("\n\n"))
-        plain = (p for p in pieces if len(p) > 200 and p.endswith(".") and not set(p) & set("{}<>|*=`\\"))
-        _CACHE["paragraphs"] = sorted(set(plain))
+        long = {piece for piece in pieces if len(piece) > 200 and piece.endswith(".")}
+        _CACHE["paragraphs"] = sorted(p for p in long if sum(c.isalpha() or c == " " for c in p) > 0.96 * len(p))
     return _CACHE["paragraphs"]
 
 
