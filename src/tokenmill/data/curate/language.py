@@ -30,7 +30,7 @@ def build(options: LanguageOptions, context: Context) -> Language:
         import pycld2
     except ImportError as error:
         raise UsageError('the step language needs pycld2: pip install "tokenmill[data]"') from error
-    known = {_code(code) for name, code in pycld2.LANGUAGES if name in pycld2.DETECTED_LANGUAGES}
+    known = {_code(code) for name, code in pycld2.LANGUAGES if name in pycld2.DETECTED_LANGUAGES} - {"xx", "un"}
     unknown = [code for code in options.keep or () if code not in known]
     if unknown:
         raise UsageError(f"language.keep: no language {', '.join(unknown)}; known: {' '.join(sorted(known))}")
