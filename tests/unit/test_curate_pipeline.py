@@ -84,6 +84,10 @@ def test_again_does_nothing_and_another_recipe_is_refused(raw: Path, tmp_path: P
     assert again.manifest == first.manifest
     with pytest.raises(CurateError, match="another recipe"):
         curate(recipe(raw, out, steps=["short"]))
+    same_size = (raw / "1.jsonl").read_text().replace("word0", "wordX", 1)
+    (raw / "1.jsonl").write_text(same_size)
+    with pytest.raises(CurateError, match="other input"):
+        curate(recipe(raw, out))
     write_jsonl(raw / "new.jsonl", rows(3, seed=77))
     with pytest.raises(CurateError, match="other input"):
         curate(recipe(raw, out))
@@ -209,6 +213,23 @@ def test_every_way_of_writing_is_read_back_by_the_trainer(
         assert [row.get("text") for row in found] == ["one two", "three ünï", "four", None]
         assert [row.get("odd") for row in found] == ["{}", '{"x": 1}', '"word"', None]
         assert found[3]["messages"] == values[3]["messages"]
+
+
+def test_another_column_may_be_the_text(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "raw.jsonl", iter([{"body": "the text", "text": "a summary"}]))
+    source = {"path": str(tmp_path / "raw.jsonl"), "text_field": "body"}
+    curate(read_recipe({"input": source, "output": str(tmp_path / "out"), "steps": [], "workers": 1}))
+    (row,) = read_back(tmp_path / "out")
+    assert row == {"id": "raw.jsonl#1", "text": "the text", "other_text": "a summary"}
+
+
+def test_many_bad_lines_and_short_documents_are_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_bytes(b"x\n" * 20_000 + b'{"text":"a"}\n' * 5000)
+    done = curate(recipe(path, tmp_path / "out", steps=[]))
+    assert done.manifest["quarantined"] == 20_000
+    assert len((tmp_path / "out" / "quarantine.jsonl").read_bytes().splitlines()) == 20_000
+    assert len(done.manifest["outputs"]) > 1
 
 
 def test_spill_keeps_documents_exactly(tmp_path: Path) -> None:

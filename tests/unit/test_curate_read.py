@@ -111,7 +111,9 @@ def test_broken_lines_are_told_one_by_one(tmp_path: Path) -> None:
                 b'{"text": "\\ud800"}',
                 b'{"text": "' + b"x" * (MB + 1) + b'"}',
                 b"[" * 100_000,
-                b'{"text": "good"}',
+                b'{"text": "x", "n": NaN}',
+                b'{"text": "x", "n": "\\uDfff"}',
+                b'{"text": "good", "n": "\\ud83d\\ude00"}',
                 b'{"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}]}',
             ]
         )
@@ -121,7 +123,7 @@ def test_broken_lines_are_told_one_by_one(tmp_path: Path) -> None:
     assert isinstance(found[-1], Document)
     assert found[-1].derived
     reasons = {line: reason for _, line, reason in bad(found)}
-    assert sorted(reasons) == list(range(2, 11))
+    assert sorted(reasons) == list(range(2, 13))
     for line, part in (
         (2, "not UTF-8 at byte 13"),
         (3, "not JSON"),
@@ -132,6 +134,8 @@ def test_broken_lines_are_told_one_by_one(tmp_path: Path) -> None:
         (8, "surrogate"),
         (9, f"{MB + 13:,} bytes"),
         (10, "not JSON"),
+        (11, "NaN"),
+        (12, "surrogate"),
     ):
         assert part in reasons[line]
 
@@ -219,6 +223,12 @@ def test_tables(tmp_path: Path) -> None:
 
 
 def test_broken_tables(tmp_path: Path) -> None:
+    parquet.write_table(
+        pyarrow.table({"text": [b"fine", b"caf\xe9"], "x": [float("nan"), 1.0]}), tmp_path / "b.parquet"
+    )
+    found = read(tmp_path / "b.parquet")
+    assert (texts(found), bad(found)) == (["fine"], [("b.parquet", 2, "a column of bytes that are not UTF-8")])
+    (tmp_path / "b.parquet").unlink()
     parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "columns.parquet")
     for name in ("half.parquet", "half.arrow", "none.parquet", "none.arrow", "none.json", "half.json"):
         (tmp_path / name).write_bytes(b"" if name.startswith("none") else b'ARROW1[{"text": "x"},')
@@ -333,6 +343,10 @@ def test_which_files(tmp_path: Path) -> None:
     assert unknown == 2
     sources, unknown = find_sources(Input(path=[str(tmp_path / "sub"), str(tmp_path / "*.jsonl")], format="text"))
     assert [source.kind for source in sources] == ["text"] * 3
+    (tmp_path / "other" / "sub").mkdir(parents=True)
+    (tmp_path / "other" / "b.txt.gz").write_text("y")
+    sources, _ = find_sources(Input(path=[str(tmp_path / "sub"), str(tmp_path / "other")]))
+    assert [source.name for source in sources] == ["b.txt.gz", "b.txt.gz~2"]
     with pytest.raises(NotFoundError, match="no such file"):
         find_sources(Input(path=str(tmp_path / "nowhere")))
 

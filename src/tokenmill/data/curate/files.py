@@ -68,6 +68,7 @@ def find_sources(config: Input) -> tuple[list[Source], int]:
         NotFoundError: nothing there that can be read.
     """
     found: dict[str, Source] = {}
+    names: set[str] = set()
     unknown = 0
     for prefix, given in _given(config.path):
         files = [(file, prefix + name) for file, name in _files(given)]
@@ -78,6 +79,12 @@ def find_sources(config: Input) -> tuple[list[Source], int]:
                 continue
             if kind is None:
                 raise ConfigError(f"{file}: its name does not say what it is; give input.format=text|jsonl|…")
+            if str(file.resolve()) in found:
+                continue
+            again = 2
+            while name in names:  # of another folder that is read too
+                name, again = f"{name.removesuffix(f'~{again - 1}')}~{again}", again + 1
+            names.add(name)
             state = file.stat()
             found[str(file.resolve())] = Source(str(file.absolute()), name, kind, state.st_size, state.st_mtime_ns)
     if not found:

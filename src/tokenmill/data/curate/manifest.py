@@ -170,7 +170,8 @@ def _named_files(recipe: CurateRecipe) -> Iterator[str]:
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, str):
-            if 0 < len(value) < 4096 and "\n" not in value and "\0" not in value and Path(value).is_file():
+            looks_so = 0 < len(value) < 4096 and ("." in value or "/" in value) and not {"\n", "\0"} & set(value)
+            if looks_so and Path(value).is_file():
                 yield value
         elif isinstance(value, Mapping):
             for item in value.values():

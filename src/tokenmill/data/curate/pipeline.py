@@ -116,9 +116,9 @@ def _finished(folder: Path, recipe: CurateRecipe, sources: list[Source]) -> Cura
             raise CurateError(f"{folder}: not empty ({', '.join(sorted(others)[:4])}); give another output")
         return None
     same = values["recipe"] == json.loads(json.dumps(recipe.content())) and values["tokenmill"] == __version__
-    if same and [(source.name, source.size) for source in sources] == [
-        (one["name"], one["bytes"]) for one in values["inputs"]
-    ]:
+    named = [(one["name"], one["bytes"]) for one in values["inputs"]] == [(one.name, one.size) for one in sources]
+    hashes = (scan(source, 1 << 62).sha256 for source in sources)
+    if same and named and all(one["sha256"] == now for one, now in zip(values["inputs"], hashes, strict=True)):
         shutil.rmtree(folder / ".work", ignore_errors=True)
         return Curated(folder, values, new=False)
     raise CurateError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Bad:
 
     def as_json(self) -> str:
         """One line of the quarantine."""
-        return json.dumps(asdict(self), ensure_ascii=True)
+        return json.dumps({"file": self.file, "line": self.line, "reason": self.reason})
 
 
 class MissingLibrary(TokenmillError):
@@ -76,7 +77,7 @@ def _json_lines(piece: Piece, config: Input) -> Iterator[Document | Bad]:
         if not content.strip():
             continue
         try:
-            value = json.loads(content.decode("utf-8"))
+            value = _json(content)
         except UnicodeDecodeError as error:
             yield Bad(piece.name, line.number, f"not UTF-8 at byte {error.start} of the line")
         except (ValueError, RecursionError) as error:
@@ -85,13 +86,25 @@ def _json_lines(piece: Piece, config: Input) -> Iterator[Document | Bad]:
             yield _row(piece, line.number, value, config)
 
 
+def _json(content: bytes) -> Any:
+    """What Python reads beyond the standard (NaN, halves of surrogate pairs) could not be written again."""
+    value = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+    if b"\\ud" in content.lower() and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("half of a surrogate pair, which no text file can hold")
+    return value
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _json_list(piece: Piece, config: Input) -> Iterator[Document | Bad]:
     found = _whole(piece, config)
     if isinstance(found, Bad):
         yield found
         return
     try:
-        rows = json.loads(found)
+        rows = _json(found.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
         yield Bad(piece.name, getattr(error, "lineno", 0), f"not JSON: {error} (one object a line is .jsonl)")
         return
@@ -114,7 +127,7 @@ def _parquet(piece: Piece, config: Input) -> Iterator[Document | Bad]:
         for batch in table.iter_batches(batch_size=256, row_groups=groups):
             for value in batch.to_pylist():
                 number += 1
-                yield _row(piece, number, _plain(value), config)
+                yield _table_row(piece, number, value, config)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         yield Bad(piece.name, number + 1, f"not Parquet that can be read: {_first_line(error)}")
 
@@ -136,13 +149,20 @@ def _arrow(piece: Piece, config: Input) -> Iterator[Document | Bad]:
             for batch in batches:
                 for value in batch.to_pylist():
                     number += 1
-                    yield _row(piece, number, _plain(value), config)
+                    yield _table_row(piece, number, value, config)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         yield Bad(piece.name, number + 1, f"not an Arrow file that can be read: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
+
+
+def _table_row(piece: Piece, number: int, value: Any, config: Input) -> Document | Bad:
+    try:
+        return _row(piece, number, _plain(value), config)
+    except UnicodeDecodeError:
+        return Bad(piece.name, number, "a column of bytes that are not UTF-8")
 
 
 def _plain(value: Any) -> Any:
@@ -152,7 +172,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
@@ -197,8 +219,6 @@ def _document(
         return Bad(piece.name, number, _too_long("text", len(text), config))
     if not text.strip():
         return Bad(piece.name, number, "empty text")
-    if _SURROGATE.search(text):
-        return Bad(piece.name, number, "half of a surrogate pair, which no text file can hold")
     return Document(f"{piece.name}#{number}", text, meta, derived)
 
 

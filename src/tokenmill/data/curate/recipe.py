@@ -37,7 +37,7 @@ class Input(Part):
     kin, also with ``.gz .zst .bz2 .xz``) and leaves out, counted, what it does not know."""
     text_field: str = "text"
     """The column of tables that holds the text. Rows without it are taken if they are a conversation, a prompt with its
-    completion or the like."""
+    completion or the like. A column ``text`` beside another one chosen here is written as ``other_text``."""
     text_as: Literal["file", "paragraphs", "lines"] = "file"
     """What one document of a plain text file is."""
     max_mb: Count = 16

@@ -8,6 +8,8 @@ a file that says what it did, by renaming it into place last: where that file st
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +29,8 @@ from tokenmill.data.curate.write import suffix, write_documents
 
 BATCH_DOCUMENTS, BATCH_CHARS = 2048, 4 << 20
 """A batch of documents that a map step gets is cut at whichever comes first."""
+OVERHEAD = 512
+"""Bytes that a document takes besides its text: a shard of very short ones is cut earlier."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class _Run:
         self.counts = {place: StepCount(Tally(seed)) for place in places}
         self.read, self.written = Shape(), Shape()
         self.parts: list[dict[str, Any]] = []
-        self.bad: list[Bad] = []
+        self.quarantined = 0
 
     def done(self) -> int:
         """Everything but the last word."""
@@ -213,22 +217,19 @@ class _Run:
                 batch = self._mapped(place, batch)
             held += batch
             went += len(batch)
-            size += bytes_of(batch)
+            size += bytes_of(batch) + OVERHEAD * len(batch)
             if size >= most:
                 self._put(held)
                 held, size = [], 0
         if held:
             self._put(held)
-        if self.bad:
-            with atomic_write(self.setup.folder / "quarantine" / f"{self.job.number:06}.jsonl") as file:
-                file.writelines(bad.as_json().encode() + b"\n" for bad in self.bad)
         return went
 
     def words(self) -> dict[str, Any]:
         """What was done, as JSON values."""
         counts = {str(place): count.as_dict() for place, count in self.counts.items()}
         shapes = {"read": self.read.as_dict(), "written": self.written.as_dict()}
-        return {"parts": self.parts, "steps": counts, "quarantined": len(self.bad), **shapes}
+        return {"parts": self.parts, "steps": counts, "quarantined": self.quarantined, **shapes}
 
     def _batches(self) -> Iterator[list[Document]]:
         if self.job.shard is not None:
@@ -242,12 +243,18 @@ class _Run:
             yield batch
 
     def _pieces(self) -> Iterator[Document]:
-        for piece in self.job.pieces:
-            for found in read_piece(piece, self.setup.recipe.input):
-                if isinstance(found, Bad):
-                    self.bad.append(found)
-                else:
-                    yield found
+        with tempfile.SpooledTemporaryFile(BATCH_CHARS, dir=str(self.setup.folder)) as bad:  # there may be millions
+            for piece in self.job.pieces:
+                for found in read_piece(piece, self.setup.recipe.input):
+                    if isinstance(found, Bad):
+                        bad.write(found.as_json().encode() + b"\n")
+                        self.quarantined += 1
+                    else:
+                        yield found
+            if self.quarantined:
+                bad.seek(0)
+                with atomic_write(self.setup.folder / "quarantine" / f"{self.job.number:06}.jsonl") as file:
+                    shutil.copyfileobj(bad, file)
 
     def _applied(self, place: int, documents: list[Document]) -> list[Document]:
         step, count = self.steps[place], self.counts[place]

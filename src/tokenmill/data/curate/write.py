@@ -23,8 +23,13 @@ def suffix(config: Output) -> str:
 
 def row(document: Document) -> dict[str, Any]:
     """What is written of a document. ``id`` says where it came from; a column of that name of its own stays."""
-    first = {} if "id" in document.meta else {"id": document.id}
-    return first | ({} if document.derived else {"text": document.text}) | document.meta
+    values = {} if "id" in document.meta else {"id": document.id}
+    if document.derived:
+        return values | document.meta
+    values["text"] = document.text
+    for key, value in document.meta.items():
+        values["other_text" if key == "text" else key] = value
+    return values
 
 
 def write_documents(path: Path, documents: list[Document], config: Output) -> dict[str, Any]:
