@@ -98,10 +98,11 @@ def _number(document: Document, column: str) -> float:
     return float(value)
 
 
-def join_equal(observed: Sequence[Observed], components: Components, folder: Path, *, wide: bool = False) -> None:
-    """Join all documents that have a key in common. `wide`: two rows of keys are the two halves of one key."""
+def join_equal(
+    observed: Sequence[Path], components: Components, folder: Path, rows: int, *, wide: bool = False
+) -> None:
+    """Join all documents that have one of their `rows` keys in common. `wide`: one key, its halves in two rows."""
     count = len(components.parent)
-    rows = 1 if wide else len(observed[0].keys) if observed else 0
     with Groups(folder / "groups", count * rows, 3 if wide else 2) as groups:
         for start, shard in numbered(observed):
             numbers = np.arange(start, start + len(shard.ranks))
@@ -113,15 +114,22 @@ def join_equal(observed: Sequence[Observed], components: Components, folder: Pat
             components.join(left, right)
 
 
-def numbered(observed: Sequence[Observed]) -> Iterator[tuple[int, Observed]]:
-    """Every shard with the number of its first document."""
+def numbered(observed: Sequence[Path]) -> Iterator[tuple[int, Observed]]:
+    """Every shard with the number of its first document. One is open at a time: what is mapped counts as memory."""
     start = 0
-    for shard in observed:
+    for path in observed:
+        shard = Observed.open(path)
         yield start, shard
         start += len(shard.ranks)
 
 
-def best_copies(observed: Sequence[Observed], roots: np.ndarray, keep: Keep, folder: Path) -> np.ndarray:
+def starts_of(observed: Sequence[Path]) -> np.ndarray:
+    """The number of each shard's first document, and behind the last shard that of all documents; int64."""
+    counts = [int(np.fromfile(path, np.int64, 2)[1]) for path in observed]
+    return np.cumsum([0, *counts], dtype=np.int64)
+
+
+def best_copies(observed: Sequence[Path], roots: np.ndarray, keep: Keep, folder: Path) -> np.ndarray:
     """Which documents stay, bool [N], in a file in `folder`: one of each group of equal roots."""
     count = len(roots)
     if not count:
@@ -175,8 +183,8 @@ class DropCopies(ABC):
         """Of every document, uint64 [K, n]; 0 is no key."""
 
     @abstractmethod
-    def join(self, observed: Sequence[Observed], components: Components, folder: Path) -> None:
-        """Join the copies."""
+    def join(self, observed: Sequence[Path], components: Components, folder: Path) -> None:
+        """Join the copies; `observed` are files of `Observed`."""
 
     def observe(self, documents: list[Document]) -> bytes:
         """Keys and ranks of a shard."""
@@ -184,11 +192,10 @@ class DropCopies(ABC):
 
     def decide(self, observed: Sequence[Path], folder: Path) -> None:
         """``stays.bin``: a byte a document; ``starts.npy``: where each shard begins in it."""
-        shards = [Observed.open(path) for path in observed]
-        starts = np.cumsum([0, *(len(shard.ranks) for shard in shards)])
+        starts = starts_of(observed)
         components = Components(int(starts[-1]), folder / "parents.tmp")
-        self.join(shards, components, folder)
-        best_copies(shards, components.flatten(), self.keep, folder)
+        self.join(observed, components, folder)
+        best_copies(observed, components.flatten(), self.keep, folder)
         (folder / "parents.tmp").unlink(missing_ok=True)
         np.save(folder / "starts.npy", starts)
 

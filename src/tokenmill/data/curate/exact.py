@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tokenmill.data.curate.components import Components
-from tokenmill.data.curate.copies import CopyOptions, DropCopies, Keep, Observed, hashes128, join_equal
+from tokenmill.data.curate.copies import CopyOptions, DropCopies, Keep, hashes128, join_equal
 from tokenmill.data.curate.groups import Groups
 from tokenmill.data.curate.shingles import plain_words
 from tokenmill.data.curate.step import Context, Document, GlobalStep, Tally
@@ -68,9 +68,9 @@ class ExactDocuments(DropCopies):
         """128 bits a document, uint64 [2, n]."""
         return compared([document.text for document in documents], self.normalise)
 
-    def join(self, observed: Sequence[Observed], components: Components, folder: Path) -> None:
+    def join(self, observed: Sequence[Path], components: Components, folder: Path) -> None:
         """Join what is equal."""
-        join_equal(observed, components, folder, wide=True)
+        join_equal(observed, components, folder, 1, wide=True)
 
 
 _PARTS = {"paragraphs": re.compile(r"\n[^\S\n]*\n\s*"), "lines": re.compile(r"\n")}

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from tokenmill.core.errors import ConfigError
 from tokenmill.data.curate.components import Components
-from tokenmill.data.curate.copies import CopyOptions, DropCopies, Observed, join_equal
+from tokenmill.data.curate.copies import CopyOptions, DropCopies, join_equal
 from tokenmill.data.curate.shingles import mixed, shingle_hashes
 from tokenmill.data.curate.step import Context, Document
 
@@ -55,9 +55,9 @@ class MinHash(DropCopies):
         """A key for each band, uint64 [bands, n]; texts without a word have none."""
         return band_keys([document.text for document in documents], self.ngram, self.bands, self.rows, self.seed)
 
-    def join(self, observed: Sequence[Observed], components: Components, folder: Path) -> None:
+    def join(self, observed: Sequence[Path], components: Components, folder: Path) -> None:
         """Join what has a band in common."""
-        join_equal(observed, components, folder)
+        join_equal(observed, components, folder, self.bands)
 
 
 def band_keys(texts: Sequence[str], ngram: int, bands: int, rows: int, seed: int) -> np.ndarray:

@@ -18,14 +18,14 @@ import numpy as np
 from pydantic import Field
 
 from tokenmill.data.curate.components import Components
-from tokenmill.data.curate.copies import CopyOptions, DropCopies, Observed, numbered
+from tokenmill.data.curate.copies import CopyOptions, DropCopies, numbered
 from tokenmill.data.curate.groups import Groups
 from tokenmill.data.curate.minhash import batches
 from tokenmill.data.curate.shingles import mixed, shingle_hashes
 from tokenmill.data.curate.step import Context, Document
 
-_BLOCK = 1 << 14
-"""Texts whose words vote at a time: 64 counters a word."""
+_SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view("<u8")[:, 0]
+"""Of each byte, its bits as eight bytes of 0 or 1; uint64 [256]."""
 
 
 class SimHashOptions(CopyOptions):
@@ -55,7 +55,7 @@ class SimHash(DropCopies):
         """The fingerprints, uint64 [1, n]; 0 for a text without a word."""
         return fingerprints([document.text for document in documents], self.ngram)[None]
 
-    def join(self, observed: Sequence[Observed], components: Components, folder: Path) -> None:
+    def join(self, observed: Sequence[Path], components: Components, folder: Path) -> None:
         """Join what differs in few bits."""
         masks = block_masks(self.distance)
         count = len(components.parent)
@@ -76,17 +76,30 @@ def fingerprints(texts: Sequence[str], ngram: int) -> np.ndarray:
     for start, batch in batches(texts):
         hashes, counts = shingle_hashes(batch, ngram)
         filled = np.flatnonzero(counts)
-        votes = np.zeros((len(filled), 64), np.int64)
-        owner = np.repeat(np.arange(len(filled)), counts[filled])
-        for at in range(0, len(hashes), _BLOCK):
-            bits = np.unpackbits(hashes[at : at + _BLOCK].view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-            mine = owner[at : at + _BLOCK]
-            firsts = np.flatnonzero(np.diff(mine, prepend=-1))
-            votes[mine[firsts]] += np.add.reduceat(bits.astype(np.int32), firsts, axis=0)
-        wins = 2 * votes > counts[filled][:, None]
+        if not len(filled):
+            continue
+        wins = 2 * _votes(hashes, counts[filled]) > counts[filled][:, None]
         prints = np.packbits(wins, axis=1, bitorder="little").view(np.uint64)[:, 0]
         found[start + filled] = np.where(prints == 0, np.uint64(1), prints)
     return found
+
+
+def _votes(hashes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How many hashes of each text have each bit, int64 [D, 64]. `counts`: hashes of each text, none of them 0.
+
+    A byte's eight bits are spread over the eight bytes of a word, so that one addition counts eight votes; a byte holds
+    255 of them, so a text is summed in parts of that many.
+    """
+    parts = -(-counts // 255)
+    first_parts = np.cumsum(parts) - parts
+    within = np.arange(int(parts.sum())) - np.repeat(first_parts, parts)
+    firsts = np.repeat(np.cumsum(counts) - counts, parts) + 255 * within
+    bytes_W8 = hashes.astype("<u8").view(np.uint8).reshape(-1, 8)
+    columns = []
+    for byte in range(8):
+        sums_P = np.add.reduceat(_SPREAD[bytes_W8[:, byte]], firsts)
+        columns.append(np.add.reduceat(sums_P.view(np.uint8).reshape(-1, 8).astype(np.int64), first_parts, axis=0))
+    return np.concatenate(columns, axis=1)
 
 
 def block_masks(distance: int) -> list[np.uint64]:

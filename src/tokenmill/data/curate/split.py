@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from tokenmill.config.parts import Part
 from tokenmill.data.curate.components import Components
-from tokenmill.data.curate.copies import Observed, join_equal, numbered, ranks_of
+from tokenmill.data.curate.copies import Observed, join_equal, numbered, ranks_of, starts_of
 from tokenmill.data.curate.minhash import band_keys
 from tokenmill.data.curate.shingles import mixed
 from tokenmill.data.curate.step import Context, Document, Tally
@@ -66,23 +66,22 @@ class Split:
 
     def decide(self, observed: Sequence[Path], folder: Path) -> None:
         """``sides.bin``: a byte a document, its place in `SIDES`; ``starts.npy``: where each shard begins in it."""
-        shards = [Observed.open(path) for path in observed]
-        starts = np.cumsum([0, *(len(shard.ranks) for shard in shards)])
+        starts = starts_of(observed)
         count = int(starts[-1])
         np.save(folder / "starts.npy", starts)
         if not count:
             return
         components = Components(count, folder / "parents.tmp")
-        join_equal(shards, components, folder)
+        join_equal(observed, components, folder, self.options.bands)
         roots = components.flatten()
         smallest = np.memmap(folder / "smallest.tmp", np.uint64, "w+", shape=(count,))
-        for start, shard in numbered(shards):
+        for start, shard in numbered(observed):
             mine = slice(start, start + len(shard.ranks))
             # a root is its group's first document: set here before any other of its group is looked at
             smallest[mine] = shard.ranks["text"]
             np.minimum.at(smallest, roots[mine], shard.ranks["text"])
         sides = np.memmap(folder / "sides.bin", np.uint8, "w+", shape=(count,))
-        for start, shard in numbered(shards):
+        for start, shard in numbered(observed):
             mine = slice(start, start + len(shard.ranks))
             sides[mine] = self._sides(smallest[roots[mine]])
         for name in ("parents.tmp", "smallest.tmp"):
