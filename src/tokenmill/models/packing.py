@@ -36,18 +36,19 @@ def takes_blocks(network: nn.Module, parameter: str) -> bool:
 
 def put_blocks(network: nn.Module, parameter: str, kind: str, columns: int, blocks: Tensor) -> None:
     """Replace the layer of a weight by a packed one made from a GGUF tensor's bytes [out, bytes a row]."""
-    _replace(network, parameter.rpartition(".")[0], Packed.from_blocks(kind, columns, blocks))
+    replace_layer(network, parameter.rpartition(".")[0], Packed.from_blocks(kind, columns, blocks))
 
 
 def pack_floats(network: nn.Module) -> None:
     """Pack every plain layer that is left, and turn what remains (norms, biases) into float32."""
     for name, module in list(network.named_modules()):
         if type(module) in (Linear, Embedding) and module.weight.dtype in FLOATS:
-            _replace(network, name, Packed.from_floats(module.weight))
+            replace_layer(network, name, Packed.from_floats(module.weight))
     network.float()
 
 
-def _replace(network: nn.Module, name: str, packed: Packed) -> None:
+def replace_layer(network: nn.Module, name: str, packed: Packed) -> None:
+    """Put a packed layer where a plain one stands."""
     parent, _, leaf = name.rpartition(".")
     old = network.get_submodule(name)
     new = PackedEmbedding(packed) if isinstance(old, Embedding) else PackedLinear(packed, old.bias)  # type: ignore[arg-type]

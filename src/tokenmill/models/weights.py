@@ -8,7 +8,7 @@ field of the row. A tensor that no row explains, or one that is missing, is an e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -174,15 +174,20 @@ def load_weights(
     device: torch.device,
     ignored: str = r"$^",
     pack: bool = False,
+    filled: Callable[[], Collection[str]] = tuple,
 ) -> None:
     """Fill a decoder built on the meta device. A tensor whose dtype and layout fit stays a view of the mapped file.
 
-    ``pack``: quantised blocks become packed layers instead of parameters (``packing.py``).
+    ``pack``: quantised blocks become packed layers instead of parameters (``packing.py``). ``filled`` is called once
+    the names are checked: it may put layers in place with their weights, and returns their names.
     """
     slots = check_names(model, file, table, ignored)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    done = {f"{name}.weight" for name in filled()}
     stacks: dict[str, Tensor] = {}
     for slot in slots:
+        if done and done.issuperset(slot.ours):
+            continue
         if pack and isinstance(file, GGUFFile) and _pack_slot(model, file, slot, shapes):
             continue
         # A difference from one is taken in float32: near one, bfloat16 has no digits for it

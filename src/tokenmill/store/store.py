@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenmill.core.errors import NetworkError, NotFoundError, StoreError, TokenmillError
 from tokenmill.core.log import get_logger
 from tokenmill.core.paths import home
-from tokenmill.store import catalog, creating, foreign, pulling
+from tokenmill.store import catalog, creating, derived, foreign, pulling
 from tokenmill.store import manifest as m
 from tokenmill.store.commit import copy_manifest, remove, store_manifest
 from tokenmill.store.library import Library, ModelFiles
@@ -106,6 +106,7 @@ class Store:
         stored = self._find(reference)
         if stored:
             remove(self.library, stored)
+            derived.remove_useless()
             return
         if reference.kind != "path" and foreign.find_in_ollama(reference):
             raise NotFoundError(

@@ -44,6 +44,7 @@ class GGUFFile:
         parts = _open_parts(Path(path))
         first = parts[0]
         self.path = first.path
+        self.files = tuple(part.path for part in parts)
         self.version = first.head.version
         self.metadata: Mapping[str, Any] = MappingProxyType(first.head.metadata)
         self.metadata_types: Mapping[str, str] = MappingProxyType(first.head.types)
