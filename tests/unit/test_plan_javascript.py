@@ -50,7 +50,7 @@ def number_for(name: str) -> st.SearchStrategy[float]:
 
 
 @pytest.mark.parametrize(("module", "function"), list(formulas()))
-@settings(max_examples=10, deadline=None, database=None)
+@settings(max_examples=6, deadline=None, database=None)
 @given(data=st.data())
 def test_every_formula_is_the_same(
     page: quickjs.Context, module: types.ModuleType, function: Callable[..., float], data: st.DataObject

@@ -208,7 +208,8 @@ def _ranked(model: Model, wish: Wish, room: Room | None) -> Ranked:
         size = math.sqrt(model.parameters * (model.active_parameters or model.parameters))
         points = UNKNOWN * min(95.0, 45 + 22 * math.log10(max(1.0, size / 1e9)))
         reasons.append(f"no published figure for {wish.task}: {points:.0f} guessed from {size / 1e9:.3g}B parameters")
-    if len(model.tasks) <= 2 and model.tasks[0] == wish.task:
+    # everything is made for chat; a specialist is one in something else
+    if wish.task != "chat" and len(model.tasks) <= 2 and model.tasks[0] == wish.task:
         points += SPECIALIST
         reasons.append(f"made for {wish.task} (+{SPECIALIST:g})")
     points += RECENT * (model.year - 2023)
