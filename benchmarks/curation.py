@@ -5,9 +5,9 @@
     python benchmarks/curation.py --long-line                              # a line of 1 GB goes to the quarantine
 
 The steps are Gopher's repetition and quality rules, C4's and FineWeb's quality rules, then MinHash with 14 x 8 of
-5-grams; two processes each. Both are timed as whole commands, from start to files on disk, ours before and after the peer's. The
-corpus is JSONL with ``text`` and ``id``; the first megabytes of it are taken. Memory is the sum over all processes of
-what each has for itself (PSS), looked at ten times a second.
+5-grams; two processes each. Both are timed as whole commands, from start to files on disk, ours before and after the
+peer's. The corpus is JSONL with ``text`` and ``id``; the first megabytes of it are taken. Memory is the sum over all
+processes of what each has for itself (PSS), looked at ten times a second.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -120,16 +121,18 @@ def _pss(process: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, MB at the peak, and the last line of stdout."""
-    started = time.perf_counter()
+def timed(command: list[str]) -> tuple[dict[str, float], str]:
+    """Seconds, seconds of processors, MB at the peak; and the last line of stdout."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     memory = Memory(process.pid)
     out, err = process.communicate()
-    seconds, peak = time.perf_counter() - started, memory.stop()
+    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
+    busy = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    figures = {"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2), "peak_mb": round(memory.stop())}
     if process.returncode:
         raise SystemExit(f"{command[0]} failed:\n{err[-3000:]}")
-    return seconds, peak, (out.strip().splitlines() or [""])[-1]
+    return figures, (out.strip().splitlines() or [""])[-1]
 
 
 def ours(source: Path, work: Path, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +142,9 @@ def ours(source: Path, work: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     (work / "recipe.yaml").write_text(json.dumps(recipe))  # YAML holds JSON
     code = "from tokenmill.cli.app import main; import sys; sys.exit(main())"
     words = ["data", "run", str(work / "recipe.yaml"), f"input={source}", f"output={work / 'out'}", "--json"]
-    seconds, peak, last = timed([sys.executable, "-c", code, *words])
+    figures, last = timed([sys.executable, "-c", code, *words])
     values = json.loads(last)
-    return {
-        "seconds": round(seconds, 2),
-        "peak_mb": round(peak),
+    return figures | {
         "kept": values["written"]["documents"],
         "characters_kept": values["written"]["characters"],
         "after": {step["name"]: step["went"] for step in values["steps"]},
@@ -155,14 +156,14 @@ def datatrove(python: str, source: Path, work: Path) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (work / "run.py").write_text(DATATROVE)
-    seconds, peak, _ = timed([python, str(work / "run.py"), str(source), str(work)])
+    figures, _ = timed([python, str(work / "run.py"), str(source), str(work)])
     import gzip
 
     kept = sum(len(gzip.decompress(file.read_bytes()).splitlines()) for file in (work / "out").rglob("*.jsonl.gz"))
     after_filters = sum(
         len(gzip.decompress(file.read_bytes()).splitlines()) for file in (work / "filtered").rglob("*.jsonl.gz")
     )
-    return {"seconds": round(seconds, 2), "peak_mb": round(peak), "kept": kept, "after_filters": after_filters}
+    return figures | {"kept": kept, "after_filters": after_filters}
 
 
 def long_line(folder: Path) -> None:
@@ -210,6 +211,8 @@ def main() -> None:
             mine = max(one["seconds"] for one in rounds)
             result |= {"peer": peer | {"documents_s": round(documents / peer["seconds"], 1)}}
             result["ratio"] = round(peer["seconds"] / mine, 2)
+            busy = max(one["cpu_seconds"] for one in rounds)
+            result["ratio_cpu"] = round(peer["cpu_seconds"] / busy, 2)
         result["ours"] = [one | {"documents_s": round(documents / one["seconds"], 1)} for one in rounds]
         result["load"] = round(os.getloadavg()[0], 1)
     print(json.dumps(result, indent=1))

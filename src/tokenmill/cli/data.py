@@ -78,13 +78,14 @@ def run(
 def _said(done: Curated, seconds: float) -> str:
     """What became of the documents, step by step."""
     values, folder = done.manifest, done.folder
-    rows = [("read", f"{values['read']['documents']:,}", "")]
+    rows = [("read", f"{values['read']['documents']:,}", "", "")]
     for step in values["steps"]:
         most = sorted(step["dropped"].items(), key=lambda item: (-item[1], item[0]))
-        changed = sum(one["documents"] for one in step["changed"].values())
-        said = [f"{reason} {count:,}" for reason, count in most[:4]] + [f"changed {changed:,}"] * bool(changed)
-        rows.append((step["name"], f"{step['went']:,}", ", ".join(said)))
-    lines = [columns(("after", "documents", "dropped"), rows, gap=2), ""]
+        changed = sorted(step["changed"].items(), key=lambda item: (-item[1]["hits"], item[0]))
+        dropped_text = ", ".join(f"{reason} {count:,}" for reason, count in most[:4])
+        changed_text = ", ".join(f"{reason} {one['hits']:,}" for reason, one in changed[:4])
+        rows.append((step["name"], f"{step['went']:,}", dropped_text, changed_text))
+    lines = [columns(("after", "documents", "dropped", "changed"), rows, gap=2), ""]
     if values["quarantined"]:
         lines.append(f"{values['quarantined']:,} could not be read: {folder}/quarantine.jsonl")
     written = values["written"]
