@@ -175,6 +175,13 @@ def test_one_row_has_nothing_to_compare_with(tmp_path: Path, tokenizer: Tokenize
         splits(tmp_path, tokenizer, rows_of(1), "judged")
 
 
+def test_a_single_held_out_verdict_is_no_evaluation(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Of few rows one is held out, and there is nothing that its answer could be compared with."""
+    found = splits(tmp_path, tokenizer, rows_of(8), "judged", eval_share=0.01)
+    assert found.eval is None
+    assert len(found.train) == 14
+
+
 def test_weights_repeat_pairs(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "twice.jsonl").write_text("\n".join(map(json.dumps, rows_of(3))))
     sources = [{"path": str(tmp_path / "twice.jsonl"), "weight": 2.0}]

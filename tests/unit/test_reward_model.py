@@ -148,16 +148,21 @@ def test_served(folder: Path, tmp_path: Path) -> None:
         assert "reward model" in chat.json()["error"]["message"]
 
 
+THEIRS = ("llama-tied", "gpt2", "gemma3", "phi3", "qwen3_moe")
+"""Families whose files are given to transformers: special names, fused weights, experts. All passed when it was written
+but Granite, for which transformers has no such class."""
+
+
 @pytest.mark.parametrize("name", sorted(tiny.FAMILIES))
 def test_every_family_scores(tmp_path: Path, name: str) -> None:
-    """A head on any decoder, written and read back; by transformers too where it has the class."""
+    """A head on any decoder, written and read back; by transformers too, where the names are special."""
     transformers = pytest.importorskip("transformers")
     model = add_score_head(load_model(tiny.write(tiny.FAMILIES[name], tmp_path / "a")), seed=0, pad_token_id=0)
     model.save(tmp_path / "b")
     want = reward(model.decoder, tiny.PROMPTS[:3])
     assert reward(load_model(tmp_path / "b").decoder, tiny.PROMPTS[:3]) == want
-    if not hasattr(transformers, model.config["architectures"][0]):
-        pytest.skip("transformers has no such class")
+    if name not in THEIRS:
+        return
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b", dtype=torch.float32)
     with torch.no_grad():
         got = [float(theirs(torch.tensor([prompt])).logits[0, 0]) for prompt in tiny.PROMPTS[:3]]

@@ -101,6 +101,8 @@ def load_splits(
     trained = _checked(trained, report.train, train, config, tokenizer)
     if len(trained) == 0:
         raise ConfigError(f"there is nothing to learn in {config.path}: {_why_empty(report)}")
+    if kind == "judged" and len(np.unique(other.documents["row"][held_out])) == 1:
+        held_out = held_out[:0]  # a judged answer is compared with one to another prompt
     evaluated = _dataset(other, held_out, kind, (), **how)
     evaluated = _checked(evaluated, report.eval, held_out, config.model_copy(update={"masked": "drop"}), tokenizer)
     return Splits(trained, evaluated if len(evaluated) else None, report, byte_lengths(tokenizer))
