@@ -78,14 +78,14 @@ class C4:
         sentences = 0
         for line in text.splitlines():
             line = line.strip()
-            words = line.split() if self._long(line) else line.split(None, o.min_words_per_line or 1)
-            if o.max_word_length is not None and self._long(line) and max(map(len, words)) > o.max_word_length:
-                continue
+            whole = line
             if citations:
                 line = CITATION.sub("", line)
             if o.terminal_punctuation and (not line.endswith(ENDS) or line.endswith("...")):
                 continue
-            if o.min_words_per_line is not None and len(words) < o.min_words_per_line:
+            if o.max_word_length is not None and len(whole) > o.max_word_length < max(map(len, whole.split())):
+                continue
+            if o.min_words_per_line is not None and len(whole.split(None, o.min_words_per_line)) < o.min_words_per_line:
                 continue
             if lorem or script or policy:
                 small = line.lower()
@@ -103,9 +103,6 @@ class C4:
         if o.min_sentences is not None and sentences < o.min_sentences:
             return "too_few_sentences", []
         return None, kept
-
-    def _long(self, line: str) -> bool:
-        return self.options.max_word_length is not None and len(line) > self.options.max_word_length
 
 
 def count_sentences(line: str) -> int:

@@ -67,13 +67,10 @@ class Repetition:
         for n, limit in self.options.top_ngrams.items():
             for number in _top(words, n, size_D, limit):
                 found[number] = found[number] or f"top_{n}_gram"
-        candidates: list[int] | None = None
-        for n, limit in sorted(self.options.duplicate_ngrams.items()):
-            if candidates is None:  # what repeats no run of five repeats none of six
-                candidates = _repeating(words, n)
-            for number in candidates:
-                if found[number] is None and _repeated(_One.of(words, number), n, limit * float(size_D[number])):
-                    found[number] = f"duplicated_{n}_n_grams"
+        limits = sorted(self.options.duplicate_ngrams.items())
+        for number in _repeating(words, limits[0][0]) if limits else []:
+            if found[number] is None:
+                found[number] = _repeated(_One.of(words, number), limits, float(size_D[number]))
         return found
 
     def _lines(self, text: str) -> str | None:
@@ -162,20 +159,35 @@ class _One:
         return length * int(counts.max())
 
 
-def _repeated(one: _One, n: int, limit: float) -> bool:
-    """Whether runs of `n` words that stood before have more than `limit` characters; counted from left to right, each
-    character once."""
-    hashes, _ = ngrams(one.words, n)
-    if not len(hashes):
-        return False
-    length_W = one.words.length_W
+def _repeated(one: _One, limits: Sequence[tuple[int, float]], size: float) -> str | None:
+    """Which of the limits (words in a run, share) runs that stood before go beyond; the first, None where none.
+
+    What is covered by such runs bounds from above what is counted, and shrinks as runs grow: a run that repeats is made
+    of shorter ones that do.
+    """
+    for place, (n, limit) in enumerate(limits):
+        hashes, _ = ngrams(one.words, n)
+        covered = _covered(one.words.length_W, hashes, n)
+        if covered <= min(least for _, least in limits[place:]) * size:
+            return None
+        if covered > limit * size and _counted(one.words.length_W, hashes, n) / size > limit:
+            return f"duplicated_{n}_n_grams"
+    return None
+
+
+def _covered(length_W: NDArray[np.int64], hashes: U64, n: int) -> int:
+    """Characters of words in any run that stood before."""
     order = np.argsort(hashes, kind="stable")
-    again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-    covered = np.zeros(len(length_W) + 1, np.int64)
-    np.add.at(covered, again, 1)
-    np.add.at(covered, again + n, -1)
-    if length_W[np.cumsum(covered[:-1]) > 0].sum() <= limit:  # an upper bound of what is counted below
-        return False
+    ordered = hashes[order]
+    again = order[1:][ordered[1:] == ordered[:-1]]
+    if not len(again):
+        return 0
+    edges = np.bincount(again, minlength=len(length_W) + 1) - np.bincount(again + n, minlength=len(length_W) + 1)
+    return int(length_W[np.cumsum(edges[:-1]) > 0].sum())
+
+
+def _counted(length_W: NDArray[np.int64], hashes: U64, n: int) -> int:
+    """Characters in runs that stood before, from left to right, each character once."""
     total = np.concatenate(([0], np.cumsum(length_W))).tolist()
     seen: set[int] = set()
     values, place, characters = hashes.tolist(), 0, 0
@@ -186,4 +198,4 @@ def _repeated(one: _One, n: int, limit: float) -> bool:
         else:
             seen.add(values[place])
             place += 1
-    return bool(characters > limit)
+    return characters
