@@ -14,6 +14,7 @@ from tokenmill.cli.output import Json, columns, emit, human_count, human_duratio
 from tokenmill.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from tokenmill.config.recipe import Recipe
     from tokenmill.train.plan import Plan
     from tokenmill.train.run import RunResult
     from tokenmill.train.sweep import Sweep
@@ -25,6 +26,7 @@ Examples:
   tokenmill train lora model=smollm2:135m data=chats.jsonl
   tokenmill train pretrain size=tiny data=book.txt --dry-run
   tokenmill train lora model=smollm2:135m data=chats.jsonl --sweep lr=1e-4,3e-4
+  tokenmill train dpo model=smollm2:135m data=pairs.jsonl
   tokenmill train --resume runs/latest
 """
 
@@ -200,13 +202,19 @@ def _result_text(result: RunResult) -> str:
     model = _short(result.model)
     adapter = (result.model / "adapter_config.json").is_file()
     use = f"tokenmill run {_base(result)} --adapter {model}" if adapter else f"tokenmill run ./{model}"
+    if _recipe(result).objective == "reward":
+        use = f"tokenmill eval reward ./{model} --data PAIRS"
     return f"{result.reason} at step {result.step}: {figures}\nreport     {folder}/report.html\ntry        {use}"
 
 
 def _base(result: RunResult) -> str:
+    return _recipe(result).model or "MODEL"
+
+
+def _recipe(result: RunResult) -> Recipe:
     from tokenmill.config.run_config import read_run_config
 
-    return read_run_config(result.folder).recipe.model or "MODEL"
+    return read_run_config(result.folder).recipe
 
 
 def _short(path: Path) -> str:
