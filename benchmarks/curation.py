@@ -1,7 +1,7 @@
 """Curation beside datatrove on the same documents and the same steps; figures go to results/curation.json.
 
     python benchmarks/curation.py --corpus DOCS.jsonl --megabytes 20 --datatrove PEER/bin/python
-    python benchmarks/curation.py --corpus FOLDER --megabytes 400          # ours alone, for its memory
+    python benchmarks/curation.py --whole web --corpus FOLDER            # a whole corpus through a recipe
     python benchmarks/curation.py --long-line                              # a line of 1 GB goes to the quarantine
 
 The steps are Gopher's repetition and quality rules, C4's and FineWeb's quality rules, then MinHash with 14 x 8 of
@@ -24,6 +24,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from tokenmill.core.machine import probe_machine
 
 RESULTS = Path(__file__).parent / "results" / "curation.json"
 STEPS = ["repetition", "gopher", "c4", "fineweb", "minhash"]
@@ -121,7 +123,7 @@ def _pss(process: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
-def timed(command: list[str]) -> tuple[dict[str, float], str]:
+def timed(command: list[str]) -> tuple[dict[str, Any], str]:
     """Seconds, seconds of processors, MB at the peak; and the last line of stdout."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -129,7 +131,11 @@ def timed(command: list[str]) -> tuple[dict[str, float], str]:
     out, err = process.communicate()
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     busy = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    figures = {"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2), "peak_mb": round(memory.stop())}
+    figures: dict[str, Any] = {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(busy, 2),
+        "peak_mb": round(memory.stop()),
+    }
     if process.returncode:
         raise SystemExit(f"{command[0]} failed:\n{err[-3000:]}")
     return figures, (out.strip().splitlines() or [""])[-1]
@@ -180,23 +186,52 @@ def long_line(folder: Path) -> None:
     assert result["kept"] == 2
 
 
+def whole(recipe: str, source: Path, out: Path, what: str, results: Path) -> None:
+    """All of a corpus through a recipe of tokenmill's."""
+    code = "from tokenmill.cli.app import main; import sys; sys.exit(main())"
+    words = ["data", "run", recipe, f"input={source}", f"output={out}", "workers=2", "--json"]
+    figures, last = timed([sys.executable, "-c", code, *words])
+    values = json.loads(last)
+    figures |= {
+        "what": what,
+        "recipe": recipe,
+        "documents": values["read"]["documents"],
+        "characters": values["read"]["characters"],
+        "kept": values["written"]["documents"],
+        "quarantined": values["quarantined"],
+        "after": {step["name"]: step["went"] for step in values["steps"]},
+        "load": round(os.getloadavg()[0], 1),
+    }
+    print(json.dumps(figures, indent=1))
+    keep(results, {"whole": figures})
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Put figures among those that are there."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(old | result, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, help="a .jsonl file or a folder of them")
     parser.add_argument("--megabytes", type=int, default=20)
     parser.add_argument("--datatrove", metavar="PYTHON", help="the interpreter of an environment that has datatrove")
-    parser.add_argument("--recipe", type=Path, help="a recipe (JSON) in place of the steps above, for ours alone")
+    parser.add_argument("--whole", metavar="RECIPE", help="ours alone: all of the corpus, as it is, by this recipe")
     parser.add_argument("--what", default="", help="what the corpus is; goes onto the page")
     parser.add_argument("--long-line", action="store_true")
-    parser.add_argument("--out", type=Path, help=f"where the figures go; {RESULTS.name} with --datatrove")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.long_line:
             long_line(folder)
             return
+        if given.whole:
+            whole(given.whole, given.corpus, folder / "out", given.what, given.out)
+            return
         documents = corpus(given.corpus, given.megabytes, folder / "raw")
-        recipe = json.loads(given.recipe.read_text()) if given.recipe else {"steps": STEPS, "workers": 2}
+        recipe = {"steps": STEPS, "workers": 2}
         result: dict[str, Any] = {"what": given.what, "documents": documents, "megabytes": given.megabytes}
         result |= {
             "steps": recipe["steps"],
@@ -209,6 +244,13 @@ def main() -> None:
             rounds.append(ours(folder / "raw", folder / "ours", recipe))
             # the slower of ours against the peer
             mine = max(one["seconds"] for one in rounds)
+            version = subprocess.run(
+                [given.datatrove, "-c", "from importlib.metadata import version; print(version('datatrove'))"],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            result |= {"peer_version": version.stdout.strip(), "cpu": probe_machine().cpu}
             result |= {"peer": peer | {"documents_s": round(documents / peer["seconds"], 1)}}
             result["ratio"] = round(peer["seconds"] / mine, 2)
             busy = max(one["cpu_seconds"] for one in rounds)
@@ -216,9 +258,8 @@ def main() -> None:
         result["ours"] = [one | {"documents_s": round(documents / one["seconds"], 1)} for one in rounds]
         result["load"] = round(os.getloadavg()[0], 1)
     print(json.dumps(result, indent=1))
-    out = given.out or (RESULTS if given.datatrove else None)
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if given.datatrove:
+        keep(given.out, result)
 
 
 if __name__ == "__main__":
