@@ -178,6 +178,8 @@ class Catalog(Generic[E_co]):
         found = names.get(_plain(name))
         if found is None:
             near = did_you_mean(_plain(name), names)
+            for plain, entry in names.items():  # as the catalog writes it
+                near = near.replace(repr(plain), repr(entry))
             known = ", ".join(sorted(self.entries))
             raise NotFoundError(f"no {self.kind} {name!r} in the catalog{near}; known: {known}")
         return self.entries[found]

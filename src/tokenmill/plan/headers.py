@@ -203,7 +203,7 @@ def remote_shape(address: str) -> tuple[Shape, Fetched]:
         if bare.endswith(".json"):
             return shape.from_config(reader.json(address), bare.split("/")[-2]), reader.fetched
         if bare.endswith(".safetensors"):
-            config = reader.json(re.sub(r"[^/]*$", "config.json", bare))
+            config = reader.json(f"{bare.rsplit('/', 1)[0]}/config.json")
             return _safetensors(reader, config, [(bare.rsplit("/", 1)[-1], address, {})]), reader.fetched
         if bare.endswith(".gguf"):
             return gguf_shape(

@@ -64,16 +64,21 @@ def _mapped(shape: Shape, kept: str) -> float:
 
 
 def inference(shape: Shape, setup: Setup) -> dict[str, float]:
-    """The engine with its native kernels, after an answer that filled ``context``: ``LLM(...)`` on a CPU."""
+    """The engine with its native kernels, after an answer that filled ``context``: ``LLM(...)`` on a CPU.
+
+    From the second start on: the first packs the weights and holds the file they come from as well.
+    """
     stored = shape.stored_bytes
+    formats = set(shape.stored or {})
     if setup.quantisation is not None or stored is None:
         from tokenmill.plan.memory import weight_bytes
 
         weights, mapped = weight_bytes(shape, setup.quantisation), 0.0
     else:
-        weights, mapped = float(stored), _mapped(shape, "F32")
-        if set(shape.stored or {}) == {"F32"}:  # packed in float32, while norms are views of the file
-            mapped = float(shape.file_bytes or 0)
+        weights = float(stored)
+        # stacked experts are put together from the file's parts, the rest are views of it, and all runs on torch
+        mapped = shape.parameters - shape.expert_parameters if shape.moe_layers else 0.0
+        mapped = float(shape.file_bytes or 0) if formats == {"F32"} or mapped else 0.0
     length = formulas.whole_blocks(setup.context, BLOCK)
     # every layer has all positions: windows save work, not memory, in a cache of one block table
     values = (shape.full_values + shape.windowed_values) * length + shape.state_values

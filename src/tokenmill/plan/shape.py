@@ -209,9 +209,10 @@ def _as_entry(config: Mapping[str, Any], name: str) -> Model:
             value = config.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
-        if default is None:
-            problems.append(f"{' or '.join(keys)} is missing or no positive integer")
-        return default or 1
+        if default is not None:
+            return default
+        problems.append(f"{' or '.join(keys)} is missing or no positive integer")
+        return 1
 
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
     heads = number("num_attention_heads", "n_head", "num_heads")
