@@ -30,6 +30,7 @@ from tokenmill.train.distributed import World
 from tokenmill.train.objectives.logprobs import answer_logprobs
 from tokenmill.train.plan import plan_run
 from tokenmill.train.reference import references
+from tokenmill.train.report import report_page
 from tokenmill.train.run import RunResult, build_model
 
 WORKER = Path(__file__).parents[1] / "fakes" / "train_worker.py"
@@ -250,3 +251,6 @@ def test_the_report_shows_who_wins(place: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     held_out = [row for row in rows if "eval_loss" in row]
     assert all("eval_rewards/accuracies" in row and "eval_perplexity" not in row for row in held_out)
+    early = [json.dumps(row) + "\n" for row in rows if "eval_loss" not in row]
+    (result.folder / "metrics.jsonl").write_text("".join(early))
+    assert "Share of preferences told apart" in report_page(result.folder)  # before the first evaluation too

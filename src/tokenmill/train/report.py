@@ -245,8 +245,9 @@ def _preferences(files: RunFiles) -> list[Markup]:
 
     def both(key: str, name: str = "") -> list[Series]:
         said, points = f"{name} " if name else "", _points(steps, key)
-        return [Series(f"{said}train", smoothed(points) if points else [], faint=True),
-                Series(f"{said}held out", _points(held_out, f"eval_{key}"))]  # fmt: skip
+        known = _points(held_out, f"eval_{key}")  # faint is what stands behind another curve
+        return [Series(f"{said}train", smoothed(points) if points else [], faint=bool(known)),
+                Series(f"{said}held out", known)]  # fmt: skip
 
     return [
         line_chart("Share of preferences told apart", both("rewards/accuracies")),
