@@ -19,7 +19,8 @@ _SENTENCE = re.compile("[.!?]+[\"')\\]\u201d\u2019]*(?=\\s|$)")
 
 
 class C4Options(FilterOptions):
-    """Which rules; ``null`` turns a limit off. Lines are cut from plain documents; of conversations none is."""
+    """Which rules; ``null`` turns a limit off. Lines are cut from plain documents, not from conversations and not under
+    ``tag``."""
 
     min_sentences: Count | None = 5
     """Fewer in the lines that stay drop the document."""

@@ -215,6 +215,8 @@ class _Run:
         for batch in self._batches():
             for place in self.job.stage.maps:
                 batch = self._mapped(place, batch)
+            for document in batch:  # the words' arrays are larger than the text, and the shard is held longer
+                document.lexed = document.folded = None
             held += batch
             went += len(batch)
             size += bytes_of(batch) + OVERHEAD * len(batch)
