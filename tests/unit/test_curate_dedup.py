@@ -77,6 +77,10 @@ def test_words_are_what_is_left_between_space_and_punctuation() -> None:
     assert shingles.plain_words("日本語です").decode().split() == list("日本語です")
     decomposed, composed = "cafe\u0301", "café"
     assert shingles.plain_words(decomposed) == shingles.plain_words(composed)
+    # the same words whichever way the rest of the text makes necessary
+    greek, slow = "\u039f\u0394\u039f\u03a3 \u0130x \uff21", "\u00bd"
+    assert shingles.plain_words(f"{greek} {slow}").split()[0] == shingles.plain_words(greek.split()[0]).split()[0]
+    assert shingles.plain_words(f"{slow} \uff21\u2122").split() == [b"1", b"2", b"atm"]
 
 
 # --- union-find and groups

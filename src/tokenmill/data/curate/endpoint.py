@@ -1,5 +1,5 @@
 """Answers from any server that speaks OpenAI's ``/chat/completions``: at a bounded pace, patient with failures, each
-question asked once in the life of a folder.
+question answered once in the life of a folder.
 
 Answers are files in a cache folder, named after everything that was asked; a run that was stopped asks only what it has
 no answer to. What a server says of its limits (429, 503, ``Retry-After``) is waited for. A question that the server
@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ class Answer:
 
     text: str
     finish_reason: str
-    """``stop``, ``length``, … as the server says; ``refused`` if it would not take the question."""
+    """``stop``, ``length``, … as the server says; ``refused`` if it would not take the question: then the text says
+    why."""
 
 
 class Endpoint:
@@ -89,6 +90,10 @@ class Endpoint:
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self.ask, question) for question in questions]
             try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future.done():  # all are, or one has failed: its error is raised here
+                        future.result()
                 return [future.result() for future in futures]
             except BaseException:
                 self._stop.set()
@@ -107,6 +112,8 @@ class Endpoint:
         except (ValueError, TypeError):  # half a file, or one of another version: ask again
             path.unlink(missing_ok=True)
         answer = self._answer(question)
+        if answer.finish_reason == "refused":  # perhaps for a reason that will be mended: asked again the next time
+            return answer
         with atomic_write(path) as file:
             file.write(json.dumps(asdict(answer), ensure_ascii=True).encode())
         return answer
@@ -114,11 +121,11 @@ class Endpoint:
     def _answer(self, question: Mapping[str, Any]) -> Answer:
         import httpx
 
-        problem, wait = "", WAIT_S
+        problem, pause = "", WAIT_S
         for attempt in range(self.retries + 1):
             if attempt:
-                self._pause(wait)
-                wait = min(2 * wait, LONGEST_WAIT_S)
+                self._pause(pause)
+                pause = min(2 * pause, LONGEST_WAIT_S)
             self._pace()
             try:
                 reply = self._client.post(f"{self.url}/chat/completions", json=dict(question))
@@ -131,10 +138,10 @@ class Endpoint:
                     return found
                 problem = f"no answer in what it sent: {reply.text[:200]!r}"
             elif reply.status_code in _REFUSED:
-                return Answer("", "refused")
+                return Answer(reply.text[:400], "refused")
             elif reply.status_code in _AGAIN:
                 problem = f"{reply.status_code}: {reply.text[:200]!r}"
-                wait = max(wait, _retry_after(reply))
+                pause = max(pause, _retry_after(reply))
             else:
                 raise ConfigError(f"{self.url} cannot be used: {reply.status_code}: {reply.text[:300]!r}")
         tries = f"{self.retries + 1} tries"

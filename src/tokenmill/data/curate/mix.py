@@ -195,7 +195,7 @@ class Mix:
                 document.meta.setdefault("source", name)
             times = source["times"] + (lot < source["below"])
             if not times:
-                tally.drop(document, "not_drawn" if source["epochs"] else "weight_zero")
+                tally.drop(document, "not_drawn" if source["epochs"] else "left_out")
                 continue
             tally.keep(times)
             kept.append(document)

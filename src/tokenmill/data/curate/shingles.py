@@ -68,7 +68,7 @@ def _folded(text: str) -> str:
     low = np.minimum(codes, 0xFFFF)
     found = int(np.bitwise_or.reduce(kind[low])) if len(codes) else 0
     if found & _SLOW:
-        again = unicodedata.normalize("NFKC", text).lower()
+        again = unicodedata.normalize("NFKC", text)  # small letters one by one below, as without this: no final sigma
         codes = np.frombuffer(again.encode("utf-32-le", "surrogatepass"), "<u4")
         low = np.minimum(codes, 0xFFFF)
     # beyond the first plane: pictographs are signs, the rest (rare scripts, rare Chinese) are letters
