@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import torch
 
 from tokenmill import LLM
+from tokenmill.engine.engine import CACHE_DTYPES, cache_dtype_of
 from tokenmill.engine.native_pass import BLOCK_SIZE, NativePass
 from tokenmill.evals.perplexity import perplexity
 from tokenmill.formats.gguf import WRITABLE, quantize
@@ -67,10 +68,10 @@ def window_perplexity(model: Decoder, ids: list[int], ctx: int = 512) -> float:
 
 
 @torch.inference_mode()
-def one_by_one(model: Decoder, ids: list[int]) -> torch.Tensor:
+def one_by_one(model: Decoder, ids: list[int], cache: str = "auto") -> torch.Tensor:
     """Log-probabilities of each next token, by single steps over the paged cache."""
     blocks = list(range(-(-len(ids) // BLOCK_SIZE)))
-    passes = NativePass(model, len(blocks), BLOCK_SIZE)
+    passes = NativePass(model, len(blocks), BLOCK_SIZE, cache=cache_dtype_of(cache))
     sequence = SimpleNamespace(tokens=lambda start, end: ids[start:end], blocks=blocks)
     found = []
     for at in range(len(ids) - 1):
@@ -87,7 +88,7 @@ def at_once(model: Decoder, ids: list[int]) -> torch.Tensor:
     return log_p_TV[:-1].gather(1, tokens_T[1:, None])[:, 0]
 
 
-def measure(model: Decoder, kind: str, sets: list[str], ids: list[int], steps: int) -> None:
+def measure(model: Decoder, kind: str, sets: list[str], ids: list[int], steps: int, cache: str) -> None:
     """Print a line for each instruction set."""
     with use_backend(packed_linear="reference"):
         plain = window_perplexity(model, ids) if ids else math.nan
@@ -101,7 +102,7 @@ def measure(model: Decoder, kind: str, sets: list[str], ids: list[int], steps: i
                 near = window_perplexity(model, ids)
                 line += f" pass {plain:9.4f} {near:9.4f} {100 * (near / plain - 1):+.3f} %"
             if steps:
-                got = one_by_one(model, ids[:steps])
+                got = one_by_one(model, ids[:steps], cache)
                 off = (got - exact).abs().mean().item()
                 change = math.exp((exact - got).mean().item()) - 1
                 line += f"   token {100 * change:+.3f} % (mean |d log p| {off:.5f})"
@@ -116,18 +117,19 @@ def main() -> None:
     parser.add_argument("--isas", default="avx2,avx512,amx,neon")
     parser.add_argument("--windows", type=int, default=4, help="of 512 tokens")
     parser.add_argument("--steps", type=int, default=256, help="tokens that are computed one by one")
+    parser.add_argument("--kv-cache-dtype", choices=list(CACHE_DTYPES), default="auto", help="of the single steps")
     given = parser.parse_args()
     known = [kind for kind in QUANTISED if kind in WRITABLE]
     kinds = given.kinds.split(",")
     if wrong := [kind for kind in kinds if kind not in (FILE, *known)]:
         parser.error(f"--kinds {','.join(wrong)}: known are {FILE}, {', '.join(known)}")
     llm = LLM(given.model)
-    ids = llm.tokenizer.encode(given.text.read_text(encoding="utf-8"), parse_special=False)[: 512 * given.windows]
+    ids = llm.tokenizer.encode(given.text.read_text(encoding="utf-8"), parse_special=False)
     for kind in kinds:
         model = LLM(given.model).model
         if kind != FILE:
             retyped(model, kind)
-        measure(model, kind, given.isas.split(","), ids, given.steps)
+        measure(model, kind, given.isas.split(","), ids[: 512 * given.windows], given.steps, given.kv_cache_dtype)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
 // A block's keys lie as panels of 16 positions, exactly as packed weights do, so scores are the product of matmul.inl:
 //   keys    bfloat16 [B, K, P/16, D/2, 16, 2]   float32 [B, K, P/16, D, 16]
 //   values  bfloat16 [B, K, P/2, D, 2]          float32 [B, K, P, D]
+//
+// With int8, the head of a block is a record: codes as float32 has its numbers, then a scale for each position,
+// float32 [P]. A position's scale multiplies its score once, and the weight of its value.
 #pragma once
 
 namespace tokenmill::ISA_NAMESPACE {
@@ -15,19 +18,53 @@ struct View {  // one head of one block
   const uint8_t* values;
 };
 
-inline int64_t element(const Cache& c) { return c.bf16 ? 2 : 4; }
+/// Bytes of a cached number.
+inline int64_t element(const Cache& c) { return c.type == CacheType::F32 ? 4 : c.type == CacheType::BF16 ? 2 : 1; }
+
+/// Bytes of one head of one block.
+inline int64_t record(const Cache& c) {
+  return c.block_size * (c.head_dim * element(c) + (c.type == CacheType::I8 ? sizeof(float) : 0));
+}
 
 inline View view(const Cache& c, const Sequence& s, int64_t position, int64_t head) {
   const int64_t block = s.blocks[position / c.block_size];
-  const int64_t at = (block * c.heads + head) * c.block_size * c.head_dim * element(c);
+  const int64_t at = (block * c.heads + head) * record(c);
   return {static_cast<const uint8_t*>(c.keys) + at, static_cast<const uint8_t*>(c.values) + at};
+}
+
+/// The scales of 16 positions of an int8 record, from `j` in the block.
+inline f32x16 scales_of(const Cache& c, const uint8_t* record, int64_t j) {
+  return load<f32x16>(record + c.block_size * c.head_dim + j * sizeof(float));
+}
+
+/// One head of one position to 8 bits: scale = max |x| / 127, NaN where a number is not finite.
+inline void write_int8(const Cache& c, uint8_t* record, int64_t j, const float* x, int64_t stride, uint8_t* codes) {
+  f32x16 largest = splat(0.0f), broken = splat(0.0f);
+  for (int64_t i = 0; i < c.head_dim; i += 16) {
+    const f32x16 v = load<f32x16>(x + i);
+    largest = max(largest, v < 0 ? -v : v);
+    broken += v * 0.0f;
+  }
+  const bool finite = sum(broken) == 0.0f;
+  const float top = max(largest), used = finite && top > 1e-30f ? top : 0.0f, inverse = used > 0 ? 127.0f / used : 0.0f;
+  const float scale = finite ? used / 127.0f : NAN;
+  std::memcpy(record + c.block_size * c.head_dim + j * sizeof(float), &scale, sizeof scale);
+  for (int64_t i = 0; i < c.head_dim; i++)
+    codes[i * stride] = static_cast<uint8_t>(static_cast<int8_t>(finite ? std::lrintf(x[i] * inverse) : 0));
 }
 
 inline void write_cache(const Cache& c, int64_t slot, const float* k, const float* v) {
   const int64_t block = slot / c.block_size, j = slot % c.block_size, d = c.head_dim;
   for (int64_t h = 0; h < c.heads; h++, k += d, v += d) {
+    if (c.type == CacheType::I8) {
+      uint8_t* keys = static_cast<uint8_t*>(c.keys) + (block * c.heads + h) * record(c);
+      uint8_t* values = static_cast<uint8_t*>(c.values) + (block * c.heads + h) * record(c);
+      write_int8(c, keys, j, k, 16, keys + j / 16 * 16 * d + j % 16);
+      write_int8(c, values, j, v, 1, values + j * d);
+      continue;
+    }
     const int64_t at = (block * c.heads + h) * c.block_size * d;
-    if (c.bf16) {
+    if (c.type == CacheType::BF16) {
       uint16_t* keys = static_cast<uint16_t*>(c.keys) + at + j / 16 * 16 * d + (j % 16) * 2;
       uint16_t* values = static_cast<uint16_t*>(c.values) + at + j / 2 * 2 * d + j % 2;
       uint16_t kb[16], vb[16];
@@ -47,16 +84,19 @@ inline void write_cache(const Cache& c, int64_t slot, const float* k, const floa
   }
 }
 
-/// Scores of M rows of queries (row stride `ldq`) with the 16 keys of one panel.
-template <bool BF16, int M>
+/// Scores of M rows of queries (row stride `ldq`) with the 16 keys of one panel; int8 still without its scales.
+template <CacheType TYPE, int M>
 inline void key_scores(const uint8_t* panel, const float* q, int64_t ldq, int64_t d, f32x16 (&out)[M]) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) out[m] = splat(0.0f);
   for (int64_t i = 0; i < d; i += 2) {
     f32x16 even, odd;
-    if constexpr (BF16) {
+    if constexpr (TYPE == CacheType::BF16) {
       const u32x16 pair = load<u32x16>(panel + i * 32);
       even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+    } else if constexpr (TYPE == CacheType::I8) {
+      const int8_t* codes = reinterpret_cast<const int8_t*>(panel) + i * 16;
+      even = from_i8(codes), odd = from_i8(codes + 16);
     } else {
       even = load<f32x16>(panel + i * 64), odd = load<f32x16>(panel + i * 64 + 64);
     }
@@ -67,14 +107,17 @@ inline void key_scores(const uint8_t* panel, const float* q, int64_t ldq, int64_
 }
 
 /// out[M][16 features] += weights[M][n keys] times the values from `position` on (n even unless it ends the tile).
-template <bool BF16, int M>
+template <CacheType TYPE, int M>
 inline void add_values(const uint8_t* values, int64_t d, int64_t feature, const float* p, int64_t ldp, int64_t n,
                        f32x16 (&out)[M]) {
   for (int64_t j = 0; j < n; j += 2) {
     f32x16 even, odd;
-    if constexpr (BF16) {
+    if constexpr (TYPE == CacheType::BF16) {
       const u32x16 pair = load<u32x16>(values + (j * d + feature * 2) * 2);
       even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+    } else if constexpr (TYPE == CacheType::I8) {
+      const int8_t* codes = reinterpret_cast<const int8_t*>(values) + j * d + feature;
+      even = from_i8(codes), odd = from_i8(codes + d);
     } else {
       even = load<f32x16>(values + (j * d + feature) * 4), odd = load<f32x16>(values + ((j + 1) * d + feature) * 4);
     }
@@ -94,13 +137,19 @@ inline f32x16 finish_scores(f32x16 s, const AttentionShape& shape, int64_t posit
   return s;
 }
 
+/// The weights of 16 values take in the values' scales; what lies at or past `end` weighs nothing, whatever its scale.
+inline f32x16 scale_weights(f32x16 weights, f32x16 scales, int64_t position, int64_t end) {
+  const i32x16 lane = i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane < static_cast<int32_t>(std::min<int64_t>(16, end - position)) ? weights * scales : splat(0.0f);
+}
+
 /// A slot past the end holds whatever the memory held; times zero that could still be NaN. Copy what is real.
-template <bool BF16>
+template <CacheType TYPE>
 inline const uint8_t* clean_tail(const uint8_t* values, int64_t d, int64_t n, int64_t count, uint8_t* copy) {
-  if (n == count) return values;
-  const int64_t bytes = BF16 ? 2 : 4;
+  if (n == count || TYPE == CacheType::I8) return values;  // integers are never NaN
+  const int64_t bytes = TYPE == CacheType::BF16 ? 2 : 4;
   std::memset(copy, 0, count * d * bytes);
-  if constexpr (BF16) {
+  if constexpr (TYPE == CacheType::BF16) {
     std::memcpy(copy, values, n / 2 * 2 * d * bytes);
     if (n % 2)
       for (int64_t i = 0; i < d; i++)
@@ -113,7 +162,7 @@ inline const uint8_t* clean_tail(const uint8_t* values, int64_t d, int64_t n, in
 
 /// G queries of one row and one key head over the keys [from, to); `from` and the split size are multiples of 32.
 /// out[G][D] = sum of e^(score - max) * value, with max[G] and sum[G]: whoever merges the splits divides.
-template <bool BF16>
+template <CacheType TYPE>
 void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                    int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
   const int64_t d = c.head_dim, groups = shape.heads / c.heads, count = (to - from + 31) / 32 * 32;
@@ -124,7 +173,10 @@ void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& 
     for (int64_t at = from; at < to; at += 16) {
       const int64_t j = at % c.block_size;
       f32x16 v[M];
-      key_scores<BF16, M>(view(c, s, at, head).keys + j * d * element(c), q + g * d, d, d, v);
+      const uint8_t* keys = view(c, s, at, head).keys;
+      key_scores<TYPE, M>(keys + j * d * element(c), q + g * d, d, d, v);
+      if constexpr (TYPE == CacheType::I8)
+        for (int m = 0; m < M; m++) v[m] *= scales_of(c, keys, j);
       for (int m = 0; m < M; m++) store(p + (g + m) * count + at - from, finish_scores(v[m], shape, at, low, to));
     }
     if ((to - from + 15) / 16 % 2)
@@ -142,6 +194,13 @@ void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& 
     for (int64_t i = 0; i < count; i += 16) {
       const f32x16 e = exp(load<f32x16>(p + g * count + i) - shift);
       total += e;
+      if constexpr (TYPE == CacheType::I8) {
+        if (from + i < to) {
+          const f32x16 scales = scales_of(c, view(c, s, from + i, head).values, (from + i) % c.block_size);
+          store(p + g * count + i, scale_weights(e, scales, from + i, to));
+          continue;
+        }
+      }
       store(p + g * count + i, e);
     }
     max_out[g] = top;
@@ -152,13 +211,13 @@ void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& 
     for (int64_t i = 0; i < d; i += 16) {
       f32x16 v[M];
       for (int m = 0; m < M; m++) v[m] = load<f32x16>(out + (first + m) * d + i);
-      add_values<BF16, M>(values, d, i, p + first * count + at - from, count, 32, v);
+      add_values<TYPE, M>(values, d, i, p + first * count + at - from, count, 32, v);
       for (int m = 0; m < M; m++) store(out + (first + m) * d + i, v[m]);
     }
   };
   for (int64_t at = from; at < to; at += 32) {
     const uint8_t* values = view(c, s, at, head).values + at % c.block_size * d * element(c);
-    values = clean_tail<BF16>(values, d, std::min<int64_t>(32, to - at), 32, copy);
+    values = clean_tail<TYPE>(values, d, std::min<int64_t>(32, to - at), 32, copy);
     for (g = 0; g + 4 <= groups; g += 4) weigh.template operator()<4>(g, values, at);
     if (groups - g == 3) weigh.template operator()<3>(g, values, at);
     if (groups - g == 2) weigh.template operator()<2>(g, values, at);
@@ -168,7 +227,10 @@ void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& 
 
 inline void attend_row(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                        int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
-  (c.bf16 ? attend_row_of<true> : attend_row_of<false>)(c, shape, s, q, head, from, to, out, max_out, sum_out, scratch);
+  const auto of = c.type == CacheType::BF16 ? attend_row_of<CacheType::BF16>
+                  : c.type == CacheType::I8 ? attend_row_of<CacheType::I8>
+                                            : attend_row_of<CacheType::F32>;
+  of(c, shape, s, q, head, from, to, out, max_out, sum_out, scratch);
 }
 
 constexpr int64_t key_tile = 64, row_tile = 64;
@@ -191,7 +253,7 @@ inline void soften(float* p, int64_t rows, float* top, float* total, float* alph
 }
 
 /// Rows [first, last) of a sequence, at most row_tile of them, one query head: y[row] [H, D] normalised.
-template <bool BF16>
+template <CacheType TYPE>
 void attend_tile_of(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                     int64_t first, int64_t last, float* y, float* scratch) {
   const int64_t d = c.head_dim, ld = shape.heads * d, rows = last - first, key_head = head / (shape.heads / c.heads);
@@ -209,8 +271,10 @@ void attend_tile_of(const Cache& c, const AttentionShape& shape, const Sequence&
   for (int64_t at = low_of(first) / key_tile * key_tile; at < end; at += key_tile) {
     const auto scores = [&]<int M>(int64_t r, int64_t j) {
       f32x16 v[M];
-      key_scores<BF16, M>(view(c, s, at + j, key_head).keys + (at + j) % c.block_size * d * element(c), queries + r * ld, ld,
-                          d, v);
+      const uint8_t* keys = view(c, s, at + j, key_head).keys;
+      key_scores<TYPE, M>(keys + (at + j) % c.block_size * d * element(c), queries + r * ld, ld, d, v);
+      if constexpr (TYPE == CacheType::I8)
+        for (int m = 0; m < M; m++) v[m] *= scales_of(c, keys, (at + j) % c.block_size);
       for (int m = 0; m < M; m++)
         store(p + (r + m) * key_tile + j,
               finish_scores(v[m], shape, at + j, low_of(first + r + m), before + first + r + m + 1));
@@ -225,15 +289,23 @@ void attend_tile_of(const Cache& c, const AttentionShape& shape, const Sequence&
       for (; r < rows; r++) scores.template operator()<1>(r, j);
     }
     soften(p, rows, top, total, alpha);
+    if constexpr (TYPE == CacheType::I8)
+      for (int64_t j = 0; j < key_tile && at + j < end; j += 16) {
+        const f32x16 scales = scales_of(c, view(c, s, at + j, key_head).values, (at + j) % c.block_size);
+        for (int64_t r = 0; r < rows; r++) {
+          float* weights = p + r * key_tile + j;
+          store(weights, scale_weights(load<f32x16>(weights), scales, at + j, end));
+        }
+      }
     for (int64_t r = 0; r < rows; r++)
       for (int64_t i = 0; i < d; i += 16) store(out + r * d + i, load<f32x16>(out + r * d + i) * alpha[r]);
     for (int64_t j = 0; j < key_tile && at + j < end; j += 32) {
       const uint8_t* values = view(c, s, at + j, key_head).values + (at + j) % c.block_size * d * element(c);
-      values = clean_tail<BF16>(values, d, std::min<int64_t>(32, end - at - j), 32, copy);
+      values = clean_tail<TYPE>(values, d, std::min<int64_t>(32, end - at - j), 32, copy);
       const auto weigh = [&]<int M>(int64_t r, int64_t i) {
         f32x16 v[M];
         for (int m = 0; m < M; m++) v[m] = load<f32x16>(out + (r + m) * d + i);
-        add_values<BF16, M>(values, d, i, p + r * key_tile + j, key_tile, 32, v);
+        add_values<TYPE, M>(values, d, i, p + r * key_tile + j, key_tile, 32, v);
         for (int m = 0; m < M; m++) store(out + (r + m) * d + i, v[m]);
       };
       for (int64_t i = 0; i < d; i += 16) {
@@ -250,7 +322,10 @@ void attend_tile_of(const Cache& c, const AttentionShape& shape, const Sequence&
 
 inline void attend_tile(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                         int64_t first, int64_t last, float* y, float* scratch) {
-  (c.bf16 ? attend_tile_of<true> : attend_tile_of<false>)(c, shape, s, q, head, first, last, y, scratch);
+  const auto of = c.type == CacheType::BF16 ? attend_tile_of<CacheType::BF16>
+                  : c.type == CacheType::I8 ? attend_tile_of<CacheType::I8>
+                                            : attend_tile_of<CacheType::F32>;
+  of(c, shape, s, q, head, first, last, y, scratch);
 }
 
 }  // namespace tokenmill::ISA_NAMESPACE

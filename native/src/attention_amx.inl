@@ -70,7 +70,7 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
       panels[j] = view(c, s, at + 16 * j, key_head).keys + (at + 16 * j) % c.block_size * d * 2;
     for (int64_t h = 0; h < halves; h++) {
       const int64_t from = at + 32 * h;
-      values[h] = clean_tail<true>(view(c, s, from, key_head).values + from % c.block_size * d * 2, d,
+      values[h] = clean_tail<CacheType::BF16>(view(c, s, from, key_head).values + from % c.block_size * d * 2, d,
                                    std::min<int64_t>(32, end - from), 32, copy);
     }
     tile_scores(queries, d, row_tiles, panels, count, p);

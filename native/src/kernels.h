@@ -18,11 +18,13 @@ struct Inputs {
 
 enum class Unary : int { Silu, GeluTanh, Gelu, Relu, Count };
 
-/// Keys or values of one layer, [B, P, K, D]: bfloat16 or float32.
+enum class CacheType : int { F32, BF16, I8, Count };
+
+/// Keys and values of one layer; the layout of each type is told in attention.inl.
 struct Cache {
   void* keys;
   void* values;
-  bool bf16;
+  CacheType type;
   int64_t block_size, heads, head_dim;
 };
 

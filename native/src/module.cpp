@@ -139,10 +139,10 @@ void bind_program(nb::module_& m) {
       .def("softcap", [](Program& p, Address x, float cap, int64_t width,
                          Address y) { p.softcap(at<float>(x), cap, width, at<float>(y)); })
       .def("attend",
-           [](Program& p, Address q, Address k, Address v, Address keys, Address values, bool bf16, int64_t block_size,
+           [](Program& p, Address q, Address k, Address v, Address keys, Address values, int cache, int64_t block_size,
               int64_t kv_heads, int64_t head_dim, int64_t heads, float scale, float softcap, int64_t window, Address y) {
              p.attend(at<float>(q), at<float>(k), at<float>(v),
-                      {at<void>(keys), at<void>(values), bf16, block_size, kv_heads, head_dim},
+                      {at<void>(keys), at<void>(values), static_cast<CacheType>(cache), block_size, kv_heads, head_dim},
                       {heads, scale, softcap, window}, at<float>(y));
            })
       .def("run", &run_program)

@@ -61,7 +61,8 @@ class LLM:
     already (nothing is looked up then). ``adapter``: an adapter (PEFT folder or GGUF) or several, put on it after those
     of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
     what the model can do). ``deterministic``: the same request gives the same logits to the last bit, whatever else is
-    in the batch; slower (see ``ops/batch_invariant.py``).
+    in the batch; slower (see ``ops/batch_invariant.py``). ``kv_cache_dtype``: how keys and values are kept, ``auto``
+    (as the model computes; ``bf16`` beside quantised weights), ``fp32``, ``bf16`` or ``int8`` (native kernels only).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class LLM:
         dtype: str | torch.dtype | None = None,
         ctx_size: int | None = None,
         deterministic: bool = False,
+        kv_cache_dtype: str = "auto",
         store: Store | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class LLM:
         self.model = loaded.decoder
         self.virtual = put_adapters(loaded, adapters) if adapters else []
         """What a prompt or prefix adapter puts before every prompt: token ids behind the vocabulary."""
-        self._deterministic = deterministic
+        self._deterministic, self._kv_cache_dtype = deterministic, kv_cache_dtype
         self.engine = self._new_engine()
         self.ctx_size = self.engine.max_length  # smaller where the memory does not hold more
         self.tokenizer: Tokenizer = tokenizer.result()
@@ -124,7 +126,11 @@ class LLM:
     def _new_engine(self) -> Engine:
         # max_waiting: whoever calls from Python may give as many prompts as they like
         return Engine(
-            self.model, max_length=self._wanted_ctx, max_waiting=sys.maxsize, deterministic=self._deterministic
+            self.model,
+            max_length=self._wanted_ctx,
+            max_waiting=sys.maxsize,
+            deterministic=self._deterministic,
+            kv_cache_dtype=self._kv_cache_dtype,
         )
 
     def chat(

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -70,6 +70,10 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Same logits to the last bit, whatever runs beside; slower.")
     ] = False,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "int8"],
+        typer.Option("--kv-cache-dtype", help="How keys and values are kept; int8 halves bf16's memory."),
+    ] = "auto",
     local: Annotated[bool, typer.Option("--local", help="Run here, even if a server is running.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -94,6 +98,7 @@ def run(
         adapters=adapter or [],
         local=local,
         deterministic=deterministic,
+        kv_cache_dtype=kv_cache_dtype,
     )
     text = full_prompt(" ".join(prompt) if prompt is not None else None)
     if text is not None:
@@ -165,6 +170,7 @@ def open_model(session: Session) -> LLM | ServedModel:
                 adapter=session.adapters,
                 ctx_size=session.ctx_size,
                 deterministic=session.deterministic,
+                kv_cache_dtype=session.kv_cache_dtype,
                 progress=progress,
             )
     finally:

@@ -66,6 +66,10 @@ def serve(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Same logits to the last bit, whoever else asks; slower.")
     ] = False,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "int8"],
+        typer.Option("--kv-cache-dtype", help="How keys and values are kept; int8 halves bf16's memory."),
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Serve models over HTTP: OpenAI's, Ollama's and Anthropic's protocols on one port."""
@@ -86,6 +90,7 @@ def serve(
         max_queue=max_queue,
         private_cache=private_cache,
         deterministic=deterministic,
+        kv_cache_dtype=kv_cache_dtype,
     )
     if log_format == "json":
         log_as_json()

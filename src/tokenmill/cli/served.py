@@ -133,6 +133,8 @@ def _asked(session: Session) -> ServedModel:
         raise UsageError("it takes no adapter from a caller")
     if session.deterministic:
         raise UsageError("whether it is deterministic was said when it was started")
+    if session.kv_cache_dtype != "auto":
+        raise UsageError("how it keeps keys and values was said when it was started")
     shown = ask("POST", "/api/show", {"model": session.model})
     most = ask("GET", f"/v1/models/{session.model}")["max_model_len"]
     if most is None or (session.ctx_size or 0) > most:

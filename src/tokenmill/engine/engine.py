@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from tokenmill.core.device import free_memory
-from tokenmill.core.errors import TokenmillError, UsageError
+from tokenmill.core.errors import TokenmillError, UsageError, did_you_mean
 from tokenmill.core.log import get_logger
 from tokenmill.engine import native_pass
 from tokenmill.engine.block_pool import BlockPool
@@ -31,6 +32,7 @@ from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.linear import Linear, LinearLayer
 from tokenmill.nn.packed import PackedLinear, is_packed
 from tokenmill.ops.batch_invariant import batch_invariant
+from tokenmill.ops.native import why_not
 
 log = get_logger(__name__)
 BLOCK_SIZE = 16
@@ -41,10 +43,22 @@ class PassError(TokenmillError):
     """The model could not compute a request's next token; the message has the reason."""
 
 
-def cache_blocks(model: Decoder, tokens: int, block_size: int, itemsize: int) -> int:
+CACHE_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+"""How keys and values are stored. ``auto``: as the model computes; beside quantised weights, ``bf16``."""
+
+
+def cache_dtype_of(name: str) -> torch.dtype | None:
+    """The type that a name asks for, None for ``auto``; UsageError for an unknown one."""
+    if name not in CACHE_DTYPES:
+        near = did_you_mean(name, CACHE_DTYPES)
+        raise UsageError(f"kv_cache_dtype {name!r} is not known{near}; known: {', '.join(CACHE_DTYPES)}")
+    return CACHE_DTYPES[name]
+
+
+def cache_blocks(model: Decoder, tokens: int, block_size: int, itemsize: float) -> int:
     """Blocks for ``tokens`` positions, or as many as a share of the free memory holds: shrunk, never refused.
 
-    ``itemsize``: bytes of a cached number.
+    ``itemsize``: bytes of a cached number, its part of a scale included.
     """
     block_bytes = kv_bytes_per_token(model.config, itemsize) * block_size
     wanted = -(-tokens // block_size)
@@ -54,6 +68,13 @@ def cache_blocks(model: Decoder, tokens: int, block_size: int, itemsize: int) ->
     shrunk = f", shrunk from {wanted * block_size} to fit the memory" if blocks < wanted else ""
     log.info("KV cache: %d tokens, %.0f MB%s", blocks * block_size, blocks * block_bytes / 1e6, shrunk)
     return blocks
+
+
+def cached_bytes(model: Decoder, dtype: torch.dtype) -> float:
+    """Bytes of a cached number with its part of a scale, at the smallest head that the model has."""
+    if dtype != torch.int8:
+        return dtype.itemsize
+    return 1 + native_pass.SCALE_BYTES / min(layer.attention.head_dim for layer in model.config.layers)
 
 
 def check_deterministic(model: Decoder) -> None:
@@ -73,7 +94,7 @@ class Engine:
     """Serves many requests with one model. Not thread-safe: one thread owns it.
 
     ``deterministic``: a request's logits are the same to the last bit whatever else is in the batch, at the price that
-    ``ops/batch_invariant.py`` tells.
+    ``ops/batch_invariant.py`` tells. ``kv_cache_dtype``: see :data:`CACHE_DTYPES`.
     """
 
     def __init__(
@@ -88,8 +109,10 @@ class Engine:
         max_waiting: int = 1024,
         prefix_caching: bool = True,
         deterministic: bool = False,
+        kv_cache_dtype: str = "auto",
     ) -> None:
         self.model = model
+        cache = cache_dtype_of(kv_cache_dtype)
         self._how: Callable[[], AbstractContextManager[None]] = nullcontext
         if deterministic:
             check_deterministic(model)
@@ -99,10 +122,14 @@ class Engine:
         wanted = max_length or model.config.max_position
         packed = is_packed(model)
         block_size = block_size or (native_pass.BLOCK_SIZE if packed else BLOCK_SIZE)
-        itemsize = (native_pass.cache_dtype(model) if packed else model.dtype).itemsize
-        blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size, itemsize)
+        if cache == torch.int8 and not packed:
+            raise native_pass.no_int8(why_not() or "its weights are not in the kernels' layout")
+        stored = native_pass.cache_dtype(model, cache) if packed else cache or model.dtype
+        blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size, cached_bytes(model, stored))
         self.pool = BlockPool(blocks, block_size)
-        recorded = native_pass.record(model, blocks, block_size, deterministic=deterministic) if packed else None
+        recorded = None
+        if packed:
+            recorded = native_pass.record(model, blocks, block_size, deterministic=deterministic, cache=cache)
         if recorded is not None:
             max_tokens_per_step = min(max_tokens_per_step, native_pass.MAX_ROWS)
         self.scheduler = Scheduler(
@@ -113,7 +140,7 @@ class Engine:
             prefix_caching=prefix_caching,
         )
         self.max_length = min(wanted, self.scheduler.capacity)
-        self._passes = recorded or TorchPass(model, blocks, block_size)
+        self._passes = recorded or TorchPass(model, blocks, block_size, cache)
         self._samplers: dict[Request, Sampler] = {}
         self._unread: dict[Request, deque[Step]] = {}
 

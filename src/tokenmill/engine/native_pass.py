@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenmill.core.errors import UsageError
 from tokenmill.core.log import get_logger
 from tokenmill.engine.scheduler import Work
 from tokenmill.nn.context import How
@@ -24,11 +25,15 @@ from tokenmill.ops.program import CannotRecord, Indices, Recorder, Symbol
 log = get_logger(__name__)
 BLOCK_SIZE = 32
 MAX_ROWS = 512  # tokens of a pass; more would not be faster, and each intermediate result has room for them
+SCALE_BYTES = 4  # an int8 cache has a float32 scale for each head and position, beside its codes
 _Packed = (PackedLinear, PackedEmbedding)
 
 
-def cache_dtype(model: nn.Module) -> torch.dtype:
-    """float32 for float32 weights, so that they compute what torch computes; else bfloat16, half the memory to read."""
+def cache_dtype(model: nn.Module, wanted: torch.dtype | None = None) -> torch.dtype:
+    """What is wanted, else float32 for float32 weights, so that they compute what torch computes; else bfloat16, half
+    the memory to read."""
+    if wanted is not None:
+        return wanted
     kinds = {module.packed.kind for module in model.modules() if isinstance(module, _Packed)}
     return torch.float32 if kinds <= {"F32"} else torch.bfloat16
 
@@ -65,16 +70,25 @@ class _Recording:
 class NativePass:
     """A model with packed weights, recorded, and its cache. CannotRecord where the model does what no kernel does."""
 
-    def __init__(self, model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        num_blocks: int,
+        block_size: int,
+        *,
+        deterministic: bool = False,
+        cache: torch.dtype | None = None,
+    ) -> None:
         if block_size % BLOCK_SIZE:
             raise CannotRecord(f"blocks of {block_size} positions, no multiple of {BLOCK_SIZE}")
         if model.prompt is not None or any(hasattr(module, "adapters") for module in model.modules()):
             raise CannotRecord("adapters, which may be switched at any time")
         self.model, self.block_size, self._deterministic = model, block_size, deterministic
-        dtype = cache_dtype(model)
+        dtype = cache_dtype(model, cache)
+        extra = SCALE_BYTES if dtype == torch.int8 else 0
 
         def room(heads: int, size: int) -> Tensor:
-            return torch.empty(num_blocks * block_size * heads * size, dtype=dtype)
+            return torch.empty(num_blocks * block_size * heads * (size + extra), dtype=dtype)
 
         parts = [layer.attention for layer in model.config.layers]
         layers = [(room(a.num_kv_heads, a.head_dim), room(a.num_kv_heads, a.head_dim)) for a in parts]
@@ -124,10 +138,22 @@ class NativePass:
         return self._rows[: len(tokens)]
 
 
-def record(model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False) -> NativePass | None:
-    """A native pass over a packed model, or None (and the reason in the log) where it cannot be recorded."""
+def record(
+    model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False, cache: torch.dtype | None = None
+) -> NativePass | None:
+    """A native pass over a packed model, or None (and the reason in the log) where it cannot be recorded.
+
+    UsageError where an int8 cache is wanted and there is no native pass to read it.
+    """
     try:
-        return NativePass(model, num_blocks, block_size, deterministic=deterministic)
+        return NativePass(model, num_blocks, block_size, deterministic=deterministic, cache=cache)
     except CannotRecord as reason:
+        if cache == torch.int8:
+            raise no_int8(str(reason)) from None
         log.info("this model runs on torch: %s", reason)
         return None
+
+
+def no_int8(reason: str) -> UsageError:
+    """Why a cache of int8 is refused."""
+    return UsageError(f"an int8 cache needs the native kernels, and this model runs on torch: {reason}")

@@ -42,12 +42,12 @@ class Paged:
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
         keys_BPKD, values_BPKD = self.cache.layers[layer]
-        keys_BPKD.flatten(0, 1)[self.slots_T] = k_TKD
-        values_BPKD.flatten(0, 1)[self.slots_T] = v_TKD
+        keys_BPKD.flatten(0, 1)[self.slots_T] = k_TKD.to(keys_BPKD.dtype)
+        values_BPKD.flatten(0, 1)[self.slots_T] = v_TKD.to(values_BPKD.dtype)
         outputs = []
         for rows, q_QHD, end in zip(self.rows, q_THD.split(self.q_lens), self.kv_lens, strict=True):
-            k_SKD = keys_BPKD[rows].flatten(0, 1)[:end]
-            v_SKD = values_BPKD[rows].flatten(0, 1)[:end]
+            k_SKD = keys_BPKD[rows].flatten(0, 1)[:end].to(q_QHD.dtype)
+            v_SKD = values_BPKD[rows].flatten(0, 1)[:end].to(q_QHD.dtype)
             outputs.append(attention(q_QHD, k_SKD, v_SKD, q_lens=[q_QHD.shape[0]], kv_lens=[end], **how))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -67,13 +67,16 @@ class Passes(Protocol):
 
 
 class TorchPass:
-    """Runs a model's own code on torch. Memory of the cache is claimed when it is first written."""
+    """Runs a model's own code on torch. Memory of the cache is claimed when it is first written.
 
-    def __init__(self, model: Decoder, num_blocks: int, block_size: int) -> None:
+    ``cache``: the type its numbers are stored in, the model's own by default; others are cast back when they are read.
+    """
+
+    def __init__(self, model: Decoder, num_blocks: int, block_size: int, cache: torch.dtype | None = None) -> None:
         self.model, self.block_size = model, block_size
 
         def tensor(heads: int, size: int) -> Tensor:
-            return torch.empty(num_blocks, block_size, heads, size, dtype=model.dtype, device=model.device)
+            return torch.empty(num_blocks, block_size, heads, size, dtype=cache or model.dtype, device=model.device)
 
         parts = [layer.attention for layer in model.config.layers]
         self.layers = [tuple(tensor(a.num_kv_heads, a.head_dim) for _ in range(2)) for a in parts]

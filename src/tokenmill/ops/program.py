@@ -25,6 +25,9 @@ from tokenmill.ops.registry import Traced
 _UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
 
 
+CACHES = (torch.float32, torch.bfloat16, torch.int8)
+"""How keys and values may be stored, in the order of the kernels' ``CacheType``."""
+
 MOST_SHARING = 64
 """Query heads of one key head that the attention kernels have scratch memory for (``scratch_floats``)."""
 
@@ -217,7 +220,7 @@ class Recorder:
         if head_dim % 16:
             raise CannotRecord(f"attention heads of {head_dim} features, which is no multiple of 16")
         y = self._new(heads, head_dim)
-        in_bf16 = keys.dtype == torch.bfloat16
-        where = (self.kept(keys).data_ptr(), self.kept(values).data_ptr(), in_bf16, block_size, k.shape[1], head_dim)
+        stored = CACHES.index(keys.dtype)
+        where = (self.kept(keys).data_ptr(), self.kept(values).data_ptr(), stored, block_size, k.shape[1], head_dim)
         self.program.attend(q.at, k.at, v.at, *where, heads, scale, softcap or 0.0, window or 0, y.at)
         return y

@@ -257,6 +257,7 @@ class ModelManager:
                 dtype=self.settings.dtype,
                 ctx_size=ctx_size,
                 deterministic=self.settings.deterministic,
+                kv_cache_dtype=self.settings.kv_cache_dtype,
             )
         except (FormatError, StoreError, OSError) as error:
             log.error("%s: %s", files.name, error)

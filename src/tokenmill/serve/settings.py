@@ -46,6 +46,8 @@ class ServerSettings:
     """Seconds that running requests have when the server is told to stop."""
     deterministic: bool = False
     """Logits that are the same to the last bit whatever else is in the batch; slower."""
+    kv_cache_dtype: str = "auto"
+    """How keys and values are kept: auto, fp32, bf16 or int8; a model that cannot is not loaded."""
     ctx_size: int | None = None
     dtype: str | None = None
     device: str | None = None

@@ -41,6 +41,8 @@ class Session:
     """Load models in this process, whatever servers there are."""
     deterministic: bool = False
     """The same logits to the last bit, whatever else is computed beside."""
+    kv_cache_dtype: str = "auto"
+    """How keys and values are kept: auto, fp32, bf16, int8."""
 
     @property
     def ctx_size(self) -> int | None:
