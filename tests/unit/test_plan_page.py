@@ -82,6 +82,7 @@ def test_numbers_are_written_and_read_alike(browser: quickjs.Context) -> None:
     ):
         assert browser.eval(f"short({value})") == text
         assert browser.eval(f"parsed('{text}')") == pytest.approx(value, rel=0.005)
+    assert browser.eval("short(1e19)") == "1e19"
     assert browser.eval("parsed('ten')") != browser.eval("parsed('ten')")  # NaN
     assert browser.eval("time(7200)") == "2 h"
     slider = "{low: 16, high: 131072, log: true, whole: true}"

@@ -106,7 +106,7 @@ def serve(
     if html is not None:
         from tokenmill.plan.page.page import write_serve_page
 
-        write_serve_page(html, plan, model=model, gpu=gpu, quant=quant)
+        write_serve_page(html, plan, model=model, gpu=gpu, quant=quant, load=rps)
         document["html"] = str(html)
     emit(document, as_json, "" if as_json else _text(plan, rps, measured))
 

@@ -12,6 +12,7 @@ import typer
 
 from tokenmill.cli.output import note
 from tokenmill.core.errors import UsageError
+from tokenmill.plan.words import short as short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,14 +30,6 @@ def amount(flag: str, given: str) -> float:
     if match is None or float(match[1].replace("_", "")) <= 0:
         raise UsageError(f"{flag} {given!r}: a positive number, such as 300M, 15T or 1e21")
     return float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
-
-
-def short(value: float) -> str:
-    """Three digits and a unit: 6.74B, 15T, 812."""
-    for unit, factor in (("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g}{unit}" if abs(value) < 999.5e15 else f"{value:.2e}"
-    return f"{value:.3g}"
 
 
 def gigabytes(value: float) -> str:

@@ -48,9 +48,9 @@ class Section:
     sliders: tuple[Slider, ...]
 
 
+FILES_OWN = "as the file has them"
 FIRST = {"model": "llama-3.1-8b", "quant": "awq", "cache": "bf16", "gpu": "rtx-4090", "api": "gpt-4o"}
 """What stands in the lists until a verb says otherwise."""
-FORMATS = ("bf16", "fp8", "int8", "awq", "nf4", "q8_0", "q6_k", "q4_k_m")
 
 
 def of_shape(shape: Shape) -> dict[str, float]:
@@ -101,15 +101,21 @@ def of_machine(machine: prices.Machine) -> dict[str, float]:
 
 
 def sections(
-    chosen: Mapping[str, str], values: Mapping[str, float], model: Shape | None = None, law: Law = REFITTED
+    chosen: Mapping[str, str],
+    values: Mapping[str, float],
+    model: Shape | None = None,
+    law: Law = REFITTED,
+    own_bits: float | None = None,
 ) -> list[Section]:
     """All sections. ``chosen``: options by list, ``values``: figures by slider; a ``model`` that is not in the catalog
-    is put first into its list."""
+    is put first into its list, and ``own_bits`` a weight of its file into that of formats."""
     models = {entry.name: of_shape(from_catalog(entry)) for entry in catalog.models().entries.values()}
     if model is not None and model.name not in models:
         models = {model.name: of_shape(model)} | models
     formats = catalog.quantisations().entries
-    quants = {name: {"bits": formats[name].bits, "table_bits": formats[name].embedding_bits} for name in FORMATS}
+    quants = {n: {"bits": f.bits, "table_bits": f.embedding_bits} for n, f in formats.items() if f.kind == "weights"}
+    if own_bits is not None:
+        quants = {FILES_OWN: {"bits": own_bits, "table_bits": own_bits}} | quants
     caches = {name.removeprefix("cache-"): {"cache_bits": f.bits} for name, f in formats.items() if f.kind == "cache"}
     devices = {name: of_gpu(gpu) for name, gpu in catalog.gpus().entries.items()}
     apis = {

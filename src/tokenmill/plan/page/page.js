@@ -19,7 +19,7 @@ function short(value) {
   const size = Math.abs(value);
   if (!Number.isFinite(value)) return "–";
   for (const [limit, unit] of [[1e15, "P"], [1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]])
-    if (size >= limit) return size >= 1e18 ? value.toExponential(2) : Number((value / (unit === "k" ? 1e3 : limit)).toPrecision(3)) + unit;
+    if (size >= limit) return size >= 999.5e15 ? Number(value.toPrecision(3)).toExponential().replace("e+", "e") : Number((value / (unit === "k" ? 1e3 : limit)).toPrecision(3)) + unit;
   return String(Number(value.toPrecision(size >= 1000 ? 4 : 3)));
 }
 const gigabytes = (value) => (value / 1e9 >= 100 ? Math.round(value / 1e9).toLocaleString("en") : (value / 1e9).toFixed(1)) + " GB";

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from tokenmill.core.html.charts import Series, line_chart
 from tokenmill.core.html.page import render_page, write_page
 from tokenmill.plan import formulas, laws, money, rates
-from tokenmill.plan.fit import Fit
+from tokenmill.plan.fit import REFITTED, Fit
 from tokenmill.plan.page import sheet
-from tokenmill.plan.page.controls import Section, sections
+from tokenmill.plan.page.controls import FILES_OWN, Section, sections
 from tokenmill.plan.page.transpile import javascript
+from tokenmill.plan.words import short
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -73,13 +74,14 @@ def page(
     chosen: Mapping[str, str] | None = None,
     values: Mapping[str, float] | None = None,
     model: Shape | None = None,
+    own_bits: float | None = None,
     fitted: Fit | None = None,
 ) -> str:
     """The page, with the section of the verb that writes it on top."""
     from markupsafe import Markup
 
-    extra = {} if fitted is None else {"law": fitted.law}
-    shown = sections(chosen or {}, values or {}, model, **extra)
+    law = REFITTED if fitted is None else fitted.law
+    shown = sections(chosen or {}, values or {}, model, law, own_bits)
     shown = sorted(shown, key=lambda section: section.name != first)
     code = script(shown)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
@@ -94,22 +96,25 @@ def page(
     )
 
 
-def write_serve_page(path: Path, plan: ServePlan, *, model: str, gpu: str | None, quant: str | None) -> None:
+def write_serve_page(
+    path: Path, plan: ServePlan, *, model: str, gpu: str | None, quant: str | None, load: float
+) -> None:
     """The page of ``plan serve``."""
     from tokenmill.plan import catalog
     from tokenmill.plan.headers import find_shape
 
     shape, _ = find_shape(model)
-    chosen = {"model": shape.name}
+    own = None if quant is not None or shape.stored_bytes is None else 8 * shape.stored_bytes / shape.parameters
+    number_format = FILES_OWN if own is not None else catalog.quantisations().find(quant or "bf16").name
+    chosen = {"model": shape.name, "quant": number_format}
     if gpu is not None:
         chosen["gpu"] = catalog.gpus().find(gpu).name
-    if quant is not None:
-        chosen["quant"] = catalog.quantisations().find(quant).name
     values = {
         "gpus": float(plan.hardware.gpus),
         "prompt": float(plan.subject.prompt_tokens),
         "output": float(plan.subject.output_tokens),
         "users": float(plan.point.batch),
+        "load": load,
     }
     rows = [
         ("one user alone", f"{plan.decode_tok_s:,.0f} tokens a second"),
@@ -118,9 +123,9 @@ def write_serve_page(path: Path, plan: ServePlan, *, model: str, gpu: str | None
         ("replicas", f"{plan.replicas}"),
     ]
     points = [(float(p.batch), p.tokens_per_s) for p in plan.points]
-    chart = line_chart("tokens a second, all together", [Series("tokens/s", points)], x_label="requests at once")
+    chart = line_chart("tokens a second, all together", [Series("tokens/s", points)], x_label="at once")
     found = Found(f"{shape.name} on {plan.hardware.gpus} x {plan.hardware.name}", rows, [chart])
-    write_page(path, page("Serving", found=found, chosen=chosen, values=values, model=shape))
+    write_page(path, page("Serving", found=found, chosen=chosen, values=values, model=shape, own_bits=own))
 
 
 def write_train_page(path: Path, plan: TrainPlan, *, shape: Shape) -> None:
@@ -167,7 +172,7 @@ def write_cost_page(path: Path, plan: CostPlan, *, api: str, machine: Machine, o
 
 def write_scaling_page(path: Path, flops: float, answers: Sequence[Mapping[str, Any]], fitted: Fit | None) -> None:
     """The page of ``plan scaling``, with the fitted runs and what the law says of each size."""
-    rows = [(str(a["law"]), f"{a['parameters']:.3g} parameters, {a['tokens']:.3g} tokens") for a in answers]
+    rows = [(str(a["law"]), f"{short(a['parameters'])} parameters, {short(a['tokens'])} tokens") for a in answers]
     charts = [] if fitted is None else [_fit_chart(fitted), _law_chart(fitted)]
     found = Found(f"{flops:.3g} operations", rows, charts)
     write_page(path, page("Scaling", first="scaling", found=found, values={"budget": flops}, fitted=fitted))
@@ -179,8 +184,8 @@ def _fit_chart(fitted: Fit) -> Markup:
     lengths = sorted({run.tokens for run in fitted.runs})
     for size in sorted({run.parameters for run in fitted.runs}):
         runs = sorted((run.tokens, run.loss) for run in fitted.runs if run.parameters == size)
-        series.append(Series(f"law {size:.3g}", [(t, fitted.law.loss(size, t)) for t in lengths], faint=True))
-        series.append(Series(f"{size:.3g} parameters", runs))
+        series.append(Series(f"law {short(size)}", [(t, fitted.law.loss(size, t)) for t in lengths], faint=True))
+        series.append(Series(f"{short(size)} parameters", runs))
     return line_chart("loss by tokens: runs, and the law (thin)", series, x_label="tokens", log=True)
 
 
@@ -197,4 +202,4 @@ def _law_chart(fitted: Fit) -> Markup:
         Series("95 %", [(x, high) for x, (_, high) in zip(at, bounds, strict=True)], faint=True),
         Series("best loss", [(x, fitted.law.loss(*fitted.law.best(c))) for x, c in zip(at, decades, strict=True)]),
     ]
-    return line_chart("best loss by budget, 90 % interval (thin)", series, x_label="log10 of the operations")
+    return line_chart("best loss by budget C, 90 % interval (thin)", series, x_label="log10 C")
