@@ -163,6 +163,7 @@ def compare(folder: Path, *, quick: bool, only: str | None) -> list[dict[str, An
     for name, path in {"default": default, **{n: folder / n.replace(" ", "-") for n in SHAPES}}.items():
         if only != "train":
             contexts = [c for c in CONTEXTS if not quick or c == CONTEXTS[0]]
+            in_process("serve", str(path), "32")  # the first start packs the weights, later ones map what it wrote
             held = in_process("serve", str(path), ",".join(map(str, contexts))) or {}
             for context in contexts:
                 if str(context) in held:
