@@ -114,11 +114,11 @@ def _piece_hashes(buffer: bytes) -> tuple[np.ndarray, np.ndarray]:
     np.not_equal(signs_T, 32, out=edges[1:-1])
     borders = np.flatnonzero(edges[1:] != edges[:-1])
     starts, ends = borders[0::2], borders[1::2]
-    sums = np.empty(len(signs_T) + 1, np.uint64)
-    sums[0] = 0
-    values = table[signs_T]
+    sums = np.zeros(len(signs_T) + 1, np.uint64)
+    values = sums[1:]
+    np.take(table, signs_T, out=values, mode="clip")  # clip: no byte is beyond the table, and no check is cheaper
     values *= powers[: len(values)]
-    np.cumsum(values, out=sums[1:])
+    np.cumsum(values, out=values)
     return mixed((sums[ends] - sums[starts]) * inverse[starts]), starts
 
 
