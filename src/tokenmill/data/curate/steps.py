@@ -66,7 +66,6 @@ STEPS: dict[str, Entry] = {
     "split": Entry("split:SplitOptions", "split:build", "train, validation, test without near copies across"),
     "balance": Entry("balance:BalanceOptions", "balance:build", "shares of languages or of any column"),
     "tokenize": Entry("tokenize:TokenizeOptions", "tokenize:build", "token shards beside the output, for training"),
-    # name: Entry("module:Options", "module:build", "what it does")
 }
 """Every step, in the order in which a recipe usually has them."""
 
