@@ -14,8 +14,11 @@ from fakes.endpoint import endpoint
 from fakes.tiny_llm import serving, tiny_app
 from tokenmill.core.errors import ConfigError, NetworkError
 from tokenmill.data.curate import endpoint as endpoint_module
+from tokenmill.data.curate.pipeline import curate
+from tokenmill.data.curate.recipe import read_recipe
 from tokenmill.data.curate.step import Context, Document, Tally
 from tokenmill.data.curate.synthesize import Synthesize, SynthesizeOptions, build
+from tokenmill.data.files import find_files, read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -233,3 +236,34 @@ def test_our_own_server_answers(tmp_path: Path) -> None:
         assert sum(dropped(tally).values()) + tally.kept == 3
         with pytest.raises(ConfigError, match="404"):
             step(f"{url}/v1", tmp_path / "cache", model="other")(topics(1), Tally())
+
+
+def test_a_recipe_that_was_stopped_goes_on_with_what_was_answered(tmp_path: Path) -> None:
+    """The whole pipeline: the server dies on the way, the same command later finishes without asking again."""
+    source = tmp_path / "topics.jsonl"
+    source.write_text("".join(json.dumps({"text": f"topic {n}"}) + "\n" for n in range(10)))
+    asked: list[str] = []
+    well = False
+
+    def script(body: dict[str, Any]) -> Any:
+        if not well and len(asked) >= 4:
+            return 503, {}, "gone"
+        asked.append(body["messages"][0]["content"])
+        return "The same thought on all. " if body["messages"][0]["content"].endswith(("3", "4")) else asked[-1][::-1]
+
+    with endpoint(script) as server:
+        given = {"model": "m", "prompt": "On {{ text }}", "url": server.url, "cache": str(tmp_path / "cache")}
+        steps = [{"synthesize": {**given, "retries": 0, "concurrency": 1}}, {"exact": {"normalise": True}}]
+        tree = {"input": str(source), "output": str(tmp_path / "out"), "steps": steps, "workers": 1}
+        with pytest.raises(NetworkError, match="goes on there"):
+            curate(read_recipe(tree))
+        well = True
+        done = curate(read_recipe(tree))
+    assert sorted(asked) == sorted(f"On topic {n}" for n in range(10))
+    first, second = done.manifest["steps"]
+    assert first["dropped"] == {"repeated": 1}
+    assert (first["went"], second["went"]) == (9, 9)
+    rows = [row.value for file in find_files(str(tmp_path / "out" / "data-*")) for row in read_rows(file)]
+    assert {row["synthetic"]["source"] for row in rows} == {f"topics.jsonl#{n}" for n in range(1, 11)} - {
+        "topics.jsonl#5"
+    }
