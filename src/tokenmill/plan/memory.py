@@ -37,6 +37,8 @@ CONTEXT_BYTES = 0.5 * GIB
 GB)."""
 CHUNK_VALUES = 1 << 24
 """Scores that tokenmill's loss has at once (``ops/cross_entropy.py``)."""
+NF4_BITS = 4.127
+"""Of a weight with double quantisation, QLoRA's default."""
 MOST_BATCH = 1 << 20
 
 
@@ -114,6 +116,8 @@ def check(shape: Shape, setup: Setup) -> None:
             )
     if setup.processor and setup.tensor * setup.pipeline * setup.data > 1:
         raise UsageError("on a processor one process does everything: parallel splits are for GPUs; leave them at 1")
+    if setup.processor and setup.program != "tokenmill":
+        raise UsageError("on a processor only tokenmill's own process is known; leave the program at tokenmill")
 
 
 def need(shape: Shape, setup: Setup, method: Method) -> Need:
@@ -169,10 +173,11 @@ def trained(shape: Shape, setup: Setup, method: Method) -> float:
 
 def base_bytes(shape: Shape, setup: Setup, method: Method) -> float:
     """Bytes of the weights in training, adapters apart: whole ones in ``dtype_bits``; under QLoRA the layers' in NF4
-    (or the format asked for), embeddings and output layer in ``dtype_bits``."""
+    (or the format asked for, if adapters can be trained over it), embeddings and output layer in ``dtype_bits``."""
     if method != "qlora":
         return shape.parameters * setup.dtype_bits / 8
-    bits = setup.quantisation.bits if setup.quantisation is not None else 4.127
+    given = setup.quantisation
+    bits = given.bits if given is not None and given.trains and given.bits < 16 else NF4_BITS
     return formulas.weight_bytes(shape.parameters, shape.table, bits, setup.dtype_bits)
 
 
@@ -280,6 +285,8 @@ def smallest_gpus(
     """(GPU, how many with tensor parallelism) that hold it, the least memory in all first; each GPU once."""
     found: list[tuple[Gpu, int]] = []
     for gpu in gpus:
+        if gpu.unified and method != "inference":  # no trainer of ours or of the peers' runs there
+            continue
         for count in (1, 2, 4, 8, 16, 32, 64):
             if count > gpu.devices_per_node or shape.heads % count:
                 break

@@ -47,9 +47,9 @@ SETTLED = 60 * MIB
 """What the heap holds more from the second step on, between things that live long: 26 to 86 MiB measured."""
 
 
-def _cache_bits(shape: Shape) -> int:
-    """Of a native engine's cache: float32 beside float32 weights, else bfloat16."""
-    return 32 if shape.stored is not None and set(shape.stored) == {"F32"} else 16
+def _cache_bits(shape: Shape, asked: float) -> float:
+    """What is asked for; where nothing is, float32 beside float32 weights, else bfloat16."""
+    return 32 if asked == 16 and shape.stored is not None and set(shape.stored) == {"F32"} else asked
 
 
 def _mapped(shape: Shape, kept: str) -> float:
@@ -89,7 +89,7 @@ def inference(shape: Shape, setup: Setup) -> dict[str, float]:
         "vocabulary": shape.vocab * (TOKENIZER_BYTES + (HEAD_BYTES if gguf else 0.0)),
         "mapped file": mapped,
         "weights": weights,
-        "cache": formulas.cache_bytes(values, setup.batch, _cache_bits(shape)),
+        "cache": formulas.cache_bytes(values, setup.batch, _cache_bits(shape, setup.cache_bits)),
         "pass": formulas.pass_bytes(rows, shape.hidden, shape.query, shape.key, shape.mlp, shape.vocab, 32) + SCRATCH,
     }
 

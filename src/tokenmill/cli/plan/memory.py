@@ -89,6 +89,7 @@ def memory(
     setup = _setup(shape, quant, cache, context, batch, (tp, pp, dp), fsdp, optimizer, checkpointing, dtype, rank,
                    targets, program, processor)  # fmt: skip
     methods = _methods(method)
+    _check_format(setup, method)
     planning.check(shape, setup)
     device = _device(gpu, processor)
     needs = [planning.need(shape, setup, each) for each in methods]
@@ -157,6 +158,19 @@ def _methods(given: str) -> list[Method]:
         if name not in METHODS:
             raise UsageError(f"no method {name!r}{did_you_mean(name, METHODS)}; {', '.join(METHODS)}, or all")
     return [each for each in METHODS if each in names]
+
+
+def _check_format(setup: Setup, method: str) -> None:
+    """A number format is for what is served or for the base of QLoRA; nothing is asked for in vain."""
+    from tokenmill.core.errors import UsageError
+
+    chosen = setup.quantisation
+    if chosen is None or method == "all" or "inference" in method:
+        return
+    if "qlora" not in method:
+        raise UsageError(f"--quant {chosen.name}: {method} has weights in --dtype; inference and qlora take a format")
+    if not chosen.trains or chosen.bits >= 16:
+        raise UsageError(f"adapters cannot be trained over {chosen.name}; nf4-dq, nf4 and int8 can be trained over")
 
 
 def _device(name: str | None, processor: bool) -> Gpu | None:
