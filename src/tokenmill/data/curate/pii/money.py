@@ -9,7 +9,7 @@ from tokenmill.data.curate.pii.checksums import luhn, mod_97
 from tokenmill.data.curate.pii.hit import Hit, said_before
 
 _IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?=[ -]?[A-Z0-9])")
-_IBAN_REST = re.compile(r"(?:[ \u00a0-]?[A-Z0-9])+")
+_IBAN_REST = re.compile(r"(?:[ \u00a0-]?[A-Z0-9]){1,34}")
 _CARD = re.compile(r"(?<![\w.,+/$€£-])(?<!\d )\d(?:[ \u00a0-]?\d){11,18}(?![\w]|[-.,/ ]\d)")
 _GROUPS = re.compile(r"\d{4}([ \u00a0-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{1,3})?|\d{4}([ \u00a0-])\d{6}\2\d{4,5}|\d{12,19}")
 _CARD_WORDS = re.compile(r"card|visa|maestro|master|amex|karte|carte|tarjeta|carta|kaart|cvv|credit|debit|pan\b")
@@ -31,7 +31,7 @@ def find_iban(text: str) -> Iterator[Hit]:
     """International bank account numbers, in groups or not."""
     for found in _IBAN.finditer(text):
         length = _LENGTHS.get(found.group()[:2])
-        rest = _IBAN_REST.match(text, found.end())
+        rest = None if length is None else _IBAN_REST.match(text, found.end())
         if length is None or rest is None:
             continue
         end, left = found.end(), length - 4
