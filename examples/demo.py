@@ -28,11 +28,11 @@ QUICK = os.environ.get("DEMO") == "quick"
 MODEL = "smollm2:135m"
 QUESTION = "What is the capital of France?"
 TEXT = HERE / "texts" / "alice.txt"  # Lewis Carroll, 1865: in the public domain
-BOOK = "texts/devils-dictionary.txt"  # Ambrose Bierce, 1911: in the public domain
-DEFINITIONS = "data/definitions.jsonl"  # of the same book, as questions and answers
+DEFINITIONS = "data/definitions.jsonl"  # of Ambrose Bierce's Devil's Dictionary, 1911, as questions and answers
 WORD = "homework"  # not among them
 RAW = "raw"  # pages and rows made of that book, with all that raw text has: copies, noise, addresses, broken lines
 CURATED = "../runs/curated"
+TOKENIZER, SHARDS = "../runs/tokenizer", "../runs/shards"
 
 
 class StageFailedError(Exception):
@@ -166,10 +166,36 @@ def curate_text(stage: Stage) -> str:
     return f"{kept['documents']} of {done['read']['documents']} documents stay, {kept['characters']:,} characters"
 
 
+def train_a_tokenizer(stage: Stage) -> str:
+    """Of the curated text, beside the default model's: a small vocabulary of its own against a large one of the web."""
+    # without a chat template: the model that comes of it only goes on with a text
+    own = stage.tokenmill(
+        "tokenizer", "train", CURATED, "--vocab-size", "1280", "--chat-template", "none", "--out", TOKENIZER
+    )
+    stage.figure("vocabulary", f"{own['vocab_size']:,} tokens of {own['text_bytes'] / 1e3:.0f} KB of text")
+    page = f"{TOKENIZER}/compared.html"
+    both = stage.tokenmill("tokenizer", "compare", TOKENIZER, MODEL, "--text", CURATED, "--html", page)["tokenizers"]
+    for one in both:
+        total = one["total"]
+        stage.figure(
+            f"{one['name']}, {one['vocab_size']:,} tokens",
+            f"{total['bytes_per_token']:.2f} bytes a token, {total['tokens_per_word']:.2f} tokens a word",
+        )
+    stage.links.append(("both by language, code and numbers", "../tokenizer/compared.html"))
+    if lost := sum(one["total"]["failures"] for one in both):
+        raise StageFailedError(f"{lost} texts do not come back as they were")
+    ratio = both[0]["total"]["bytes_per_token"]
+    return f"{own['vocab_size']:,} tokens, {ratio:.2f} bytes each; every text comes back"
+
+
 def pretrain_one(stage: Stage) -> str:
-    """A new model, tokenizer and all, that has seen one book and nothing else."""
+    """A new model that has seen the curated text, as token shards, and nothing else."""
+    shards = stage.tokenmill("tokenizer", "encode", CURATED, "--tokenizer", TOKENIZER, "--out", SHARDS)
+    stage.figure("token shards", f"{shards['tokens']:,} tokens of {shards['documents']} documents")
     length = "steps=30" if QUICK else "steps=200"
-    run = stage.tokenmill("train", "pretrain", "size=tiny", f"data={BOOK}", "out=../runs", length)
+    run = stage.tokenmill(
+        "train", "pretrain", "size=tiny", f"data={SHARDS}", f"tokenizer={TOKENIZER}", "out=../runs", length
+    )
     _show_training(stage, run)
     stage.quote = _answer(stage, "FRIENDSHIP, n.", run["model"], "--temperature", "0.7", "--seed", "1", tokens=80)
     bits = min(row["eval_bits_per_byte"] for row in _metrics(run) if "eval_bits_per_byte" in row)
@@ -272,8 +298,13 @@ STAGES: list[tuple[str, str, Callable[[Stage], str]]] = [
         "Raw pages and rows to clean text: extracted, judged, no copies, no personal data.",
         curate_text,
     ),
-    ("Pretrain", "A new model on one book: Ambrose Bierce's Devil's Dictionary, 1911.", pretrain_one),
-    ("Fine-tune", "LoRA on 394 definitions of that book: how does it define a word that is not among them?", tune_it),
+    ("Tokenizer", "One of its own for that text, beside the default model's.", train_a_tokenizer),
+    ("Pretrain", "A new model on that text, packed into token shards.", pretrain_one),
+    (
+        "Fine-tune",
+        "LoRA on 394 definitions of the Devil's Dictionary: how does it define a word that is not among them?",
+        tune_it,
+    ),
     ("Serve", "The same question to a server, in OpenAI's protocol.", serve_it),
 ]
 
