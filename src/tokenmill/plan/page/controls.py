@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from tokenmill.plan import catalog, prices
 from tokenmill.plan.fit import REFITTED, Law
@@ -51,6 +51,38 @@ class Section:
 FILES_OWN = "as the file has them"
 FIRST = {"model": "llama-3.1-8b", "quant": "awq", "cache": "bf16", "gpu": "rtx-4090", "api": "gpt-4o"}
 """What stands in the lists until a verb says otherwise."""
+
+
+SERVING = (
+    Slider("gpus", "devices of a replica", "", 1, 16, 1, whole=True),
+    Slider("prompt", "tokens of a prompt", "", 16, 131072, 1024, log=True, whole=True),
+    Slider("output", "tokens of an answer", "", 8, 16384, 256, log=True, whole=True),
+    Slider("users", "requests at once", "", 1, 512, 4, log=True, whole=True),
+    Slider("load", "requests a second, all replicas", "", 0, 100, 0),
+)
+COSTING = (
+    Slider("tokens_a_day", "tokens a day", "", 1e4, 1e10, 1e7, log=True),
+    Slider("output_share", "share that is written", "", 0, 1, 0.25),
+    Slider("cached_share", "share of the read ones that is cached", "", 0, 1, 0),
+    Slider("machine_tokens_s", "tokens a second of a machine", "", 10, 100000, 2000, log=True),
+    Slider("on_hours", "hours a day", "h", 1, 24, 24),
+    Slider("years", "years of use", "", 1, 8, 3),
+    Slider("residual_share", "worth then, of its price", "", 0, 1, 0.2),
+    Slider("interest", "interest a year", "", 0, 0.2, 0.05),
+    Slider("price_kwh", "electricity a kWh", "$", 0, 0.6, 0.12),
+    Slider("power_overhead", "building's power over the machine's", "", 1, 2, 1),
+    Slider("peak_factor", "busiest hour over the mean", "", 1, 10, 3),
+    Slider("staff_month", "people's time a month", "$", 0, 20000, 0),
+)
+TRAINING = (
+    Slider("train_tokens", "tokens learned from", "", 1e6, 1e14, 1.6e11, log=True),
+    Slider("train_gpus", "devices", "", 1, 16384, 8, log=True, whole=True),
+    Slider("utilisation", "share of the data sheet's operations", "", 0.05, 0.7, 0.4),
+    Slider("gpu_hour", "a device and hour", "$", 0, 10, 2.69),
+    Slider("seq_len", "tokens of a row", "", 256, 131072, 4096, log=True, whole=True),
+)
+SCALING = (Slider("budget", "operations of training", "", 1e15, 1e27, 1e21, log=True),)
+"""Sliders of each section, as they stand until a verb says otherwise."""
 
 
 def of_shape(shape: Shape) -> dict[str, float]:
@@ -128,69 +160,22 @@ def sections(
     def choice(name: str, label: str, options: Mapping[str, Mapping[str, float]]) -> Choice:
         return Choice(name, label, options, first[name])
 
-    def slider(name: str, label: str, unit: str, low: float, high: float, value: float, **kind: bool) -> Slider:
-        now = values.get(name, value)
-        return Slider(name, label, unit, min(low, now), max(high, now), now, **kind)
+    def placed(sliders: tuple[Slider, ...]) -> tuple[Slider, ...]:
+        found = [(slider, values.get(slider.name, slider.value)) for slider in sliders]
+        return tuple(replace(s, value=now, low=min(s.low, now), high=max(s.high, now)) for s, now in found)
 
+    machine = (
+        choice("model", "model", models),
+        choice("quant", "weights as", quants),
+        choice("cache", "cache as", caches),
+        choice("gpu", "device", devices),
+    )
+    bills = (choice("api", "API", apis), choice("machine", "machine", machines))
     return [
-        Section(
-            "serving",
-            "Memory and speed",
-            "serving",
-            (
-                choice("model", "model", models),
-                choice("quant", "weights as", quants),
-                choice("cache", "cache as", caches),
-                choice("gpu", "device", devices),
-            ),
-            (
-                slider("gpus", "devices of a replica", "", 1, 16, 1, whole=True),
-                slider("prompt", "tokens of a prompt", "", 16, 131072, 1024, log=True, whole=True),
-                slider("output", "tokens of an answer", "", 8, 16384, 256, log=True, whole=True),
-                slider("users", "requests at once", "", 1, 512, 4, log=True, whole=True),
-                slider("load", "requests a second, all replicas", "", 0, 100, 0),
-            ),
-        ),
-        Section(
-            "costing",
-            "API or own machines",
-            "costing",
-            (choice("api", "API", apis), choice("machine", "machine", machines)),
-            (
-                slider("tokens_a_day", "tokens a day", "", 1e4, 1e10, 1e7, log=True),
-                slider("output_share", "share that is written", "", 0, 1, 0.25),
-                slider("cached_share", "share of the read ones that is cached", "", 0, 1, 0),
-                slider("machine_tokens_s", "tokens a second of a machine", "", 10, 100000, 2000, log=True),
-                slider("on_hours", "hours a day", "h", 1, 24, 24),
-                slider("years", "years of use", "", 1, 8, 3),
-                slider("residual_share", "worth then, of its price", "", 0, 1, 0.2),
-                slider("interest", "interest a year", "", 0, 0.2, 0.05),
-                slider("price_kwh", "electricity a kWh", "$", 0, 0.6, 0.12),
-                slider("power_overhead", "building's power over the machine's", "", 1, 2, 1),
-                slider("peak_factor", "busiest hour over the mean", "", 1, 10, 3),
-                slider("staff_month", "people's time a month", "$", 0, 20000, 0),
-            ),
-        ),
-        Section(
-            "training",
-            "Training the model",
-            "training",
-            (),
-            (
-                slider("train_tokens", "tokens learned from", "", 1e6, 1e14, 1.6e11, log=True),
-                slider("train_gpus", "devices", "", 1, 16384, 8, log=True, whole=True),
-                slider("utilisation", "share of the data sheet's operations", "", 0.05, 0.7, 0.4),
-                slider("gpu_hour", "a device and hour", "$", 0, 10, 2.69),
-                slider("seq_len", "tokens of a row", "", 256, 131072, 4096, log=True, whole=True),
-            ),
-        ),
-        Section(
-            "scaling",
-            "Size and tokens for a budget",
-            "scaling",
-            (choice_of_law(law),),
-            (slider("budget", "operations of training", "", 1e15, 1e27, 1e21, log=True),),
-        ),
+        Section("serving", "Memory and speed", "serving", machine, placed(SERVING)),
+        Section("costing", "API or own machines", "costing", bills, placed(COSTING)),
+        Section("training", "Training the model", "training", (), placed(TRAINING)),
+        Section("scaling", "Size and tokens for a budget", "scaling", (choice_of_law(law),), placed(SCALING)),
     ]
 
 

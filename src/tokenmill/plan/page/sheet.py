@@ -29,7 +29,6 @@ from tokenmill.plan.rates import (
     expert_share,
     first_token_s,
     layer_traffic_s,
-    prefill_s,
     prompt_flops,
     replicas,
     token_flops,
@@ -39,6 +38,21 @@ from tokenmill.plan.rates import (
 )
 
 HEADROOM = 0.2
+
+
+def device_s(flops: float, read: float, gpus: float, bandwidth: float, peak_flops: float, sent_s: float) -> float:
+    """Seconds of a step with the usual efficiencies."""
+    return decode_step_s(
+        read,
+        flops,
+        gpus,
+        bandwidth,
+        peak_flops,
+        BANDWIDTH_EFFICIENCY,
+        FLOPS_EFFICIENCY,
+        sent_s,
+        STEP_OVERHEAD_S,
+    )
 
 
 def serving(
@@ -78,52 +92,23 @@ def serving(
     weights = weight_bytes(parameters, table, bits, table_bits)
     experts = expert_parameters * bits / 8
     always = weights - experts - looked_up * table_bits / 8
-    copies = gpus * cache_share(kv_heads, gpus, latent)
-    middle = prompt + output / 2
-    most = whole_blocks(prompt + output, CACHE_BLOCK)
-    cache = copies * cache_bytes(
-        sequence_values(full_values, windowed_values, window, state_values, most), 1, cache_bits
-    )
-    read = copies * cache_bytes(
-        sequence_values(full_values, windowed_values, window, state_values, middle), 1, cache_bits
-    )
-    room = gpus * (memory * USABLE - DEVICE_OVERHEAD) - weights
-    at_once = max(0, int(room / cache))
-    one_way = max(link, 1)
-    prompt_s = prefill_s(
-        prompt_flops(active, looked_up, head, full_width, windowed_width, window, prompt),
-        bytes_read(always, experts, expert_share(num_experts, experts_per_token, prompt), 0, 1),
-        gpus,
-        bandwidth,
-        peak_flops,
-        BANDWIDTH_EFFICIENCY,
-        FLOPS_EFFICIENCY,
-        layer_traffic_s(prompt, layers, hidden, gpus, one_way, link_latency),
-        STEP_OVERHEAD_S,
-    )
+    copied_bits = cache_bits * gpus * cache_share(kv_heads, gpus, latent)
+    middle, most = prompt + output / 2, whole_blocks(prompt + output, CACHE_BLOCK)
+    cache = cache_bytes(sequence_values(full_values, windowed_values, window, state_values, most), 1, copied_bits)
+    read = cache_bytes(sequence_values(full_values, windowed_values, window, state_values, middle), 1, copied_bits)
+    at_once = max(0, int((gpus * (memory * USABLE - DEVICE_OVERHEAD) - weights) / cache))
     token = token_flops(active, looked_up, full_width, windowed_width, window, middle)
-    alone_s = decode_step_s(
-        bytes_read(always, experts, expert_share(num_experts, experts_per_token, 1), read, 1),
-        token,
-        gpus,
-        bandwidth,
-        peak_flops,
-        BANDWIDTH_EFFICIENCY,
-        FLOPS_EFFICIENCY,
-        layer_traffic_s(1, layers, hidden, gpus, one_way, link_latency),
-        STEP_OVERHEAD_S,
-    )
-    step_s = decode_step_s(
-        bytes_read(always, experts, expert_share(num_experts, experts_per_token, users), read, users),
-        users * token,
-        gpus,
-        bandwidth,
-        peak_flops,
-        BANDWIDTH_EFFICIENCY,
-        FLOPS_EFFICIENCY,
-        layer_traffic_s(users, layers, hidden, gpus, one_way, link_latency),
-        STEP_OVERHEAD_S,
-    )
+    whole_prompt = prompt_flops(active, looked_up, head, full_width, windowed_width, window, prompt)
+    met = expert_share(num_experts, experts_per_token, prompt)
+    sent_s = layer_traffic_s(prompt, layers, hidden, gpus, max(link, 1), link_latency)
+    prompt_s = device_s(whole_prompt, bytes_read(always, experts, met, 0, 1), gpus, bandwidth, peak_flops, sent_s)
+    met = expert_share(num_experts, experts_per_token, 1)
+    sent_s = layer_traffic_s(1, layers, hidden, gpus, max(link, 1), link_latency)
+    alone_s = device_s(token, bytes_read(always, experts, met, read, 1), gpus, bandwidth, peak_flops, sent_s)
+    met = expert_share(num_experts, experts_per_token, users)
+    sent_s = layer_traffic_s(users, layers, hidden, gpus, max(link, 1), link_latency)
+    all_read = bytes_read(always, experts, met, read, users)
+    step_s = device_s(users * token, all_read, gpus, bandwidth, peak_flops, sent_s)
     capacity = capacity_rps(step_s, prompt_s, users, output)
     latency = token_latency_s(step_s, prompt_s, users, output)
     return {
