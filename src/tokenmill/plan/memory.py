@@ -290,7 +290,7 @@ def smallest_gpus(
         for count in (1, 2, 4, 8, 16, 32, 64):
             if count > gpu.devices_per_node or shape.heads % count:
                 break
-            split = setup if count == 1 else replace(setup, tensor=count)
+            split = replace(setup, tensor=count, pipeline=1)
             if fits(need(shape, split, method).total, gpu, usable):
                 found.append((gpu, count))
                 break
