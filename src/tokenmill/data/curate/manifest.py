@@ -86,7 +86,7 @@ def finish(setup: Setup, stages: list[Stage], plan: Plan) -> dict[str, Any]:
             {"name": source.name, "bytes": source.size, "sha256": scanned.sha256}
             for source, scanned in zip(plan.sources, plan.scans, strict=True)
         ],
-        "files": {name: sha256_of(Path(name)) for name in sorted(_named_files(recipe))},
+        "files": named_files(recipe),
         "left_out": plan.unknown,
         "quarantined": quarantined,
         "read": read.as_dict(),
@@ -165,8 +165,9 @@ def _artifacts(setup: Setup, stage: Stage) -> Iterator[dict[str, Any]]:
                 yield {"file": below, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
-def _named_files(recipe: CurateRecipe) -> Iterator[str]:
-    """Files that options name, such as the tests that a set is cleared of: they shape the result as the input does."""
+def named_files(recipe: CurateRecipe) -> dict[str, str]:
+    """Hashes of files that options name, such as the tests that a set is cleared of: they shape the result as the
+    input does."""
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -180,8 +181,8 @@ def _named_files(recipe: CurateRecipe) -> Iterator[str]:
             for item in value:
                 yield from walk(item)
 
-    for choice in recipe.steps:
-        yield from walk(choice.options)
+    found = {name for choice in recipe.steps for name in walk(choice.options)}
+    return {name: sha256_of(Path(name)) for name in sorted(found)}
 
 
 def _write_quarantine(setup: Setup) -> None:

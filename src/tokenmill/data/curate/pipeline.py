@@ -73,16 +73,16 @@ def curate(
     """
     folder = Path(recipe.output.path).expanduser().absolute()  # workers may stand elsewhere
     with _locked(folder):
-        ours = fresh and manifest.remove_run(folder)
         sources, unknown = find_sources(recipe.input)
         sources = [source for source in sources if not Path(source.path).is_relative_to(folder)]
+        setup = Setup(recipe, folder / ".work", services or {})
+        worker = Worker(setup)
+        stages = stages_of(worker.steps)  # a step that cannot be made is told before anything is done
+        ours = fresh and manifest.remove_run(folder)
         finished = None if ours else _finished(folder, recipe, sources)
         if finished is not None:
             return finished
-        setup = Setup(recipe, folder / ".work", services or {})
-        worker = Worker(setup)  # first of all: a step that cannot be made is told before an hour of work
         plan = _planned(setup, sources, unknown, progress)
-        stages = stages_of(worker.steps)
         with runner(setup, worker) as run:
             for stage in stages:
                 _run_stage(setup, worker, run, stage, plan, progress)
@@ -116,6 +116,7 @@ def _finished(folder: Path, recipe: CurateRecipe, sources: list[Source]) -> Cura
             raise CurateError(f"{folder}: not empty ({', '.join(sorted(others)[:4])}); give another output")
         return None
     same = values["recipe"] == json.loads(json.dumps(recipe.content())) and values["tokenmill"] == __version__
+    same = same and values["files"] == manifest.named_files(recipe)
     named = [(one["name"], one["bytes"]) for one in values["inputs"]] == [(one.name, one.size) for one in sources]
     hashes = (scan(source, 1 << 62).sha256 for source in sources)
     if same and named and all(one["sha256"] == now for one, now in zip(values["inputs"], hashes, strict=True)):
@@ -134,10 +135,15 @@ def _planned(setup: Setup, sources: list[Source], unknown: int, progress: Progre
     """The plan of this run, made now or by the run that was killed."""
     file = setup.folder / "plan.json"
     every = setup.recipe.shard_mb << 20
-    recipe = json.loads(json.dumps(setup.recipe.content()))
+    expected = {
+        "tokenmill": __version__,
+        "recipe": json.loads(json.dumps(setup.recipe.content())),
+        "input": [asdict(one) for one in sources],
+        "files": manifest.named_files(setup.recipe),
+    }
     if file.is_file():
         values = json.loads(file.read_bytes())
-        for what, now in (("tokenmill", __version__), ("recipe", recipe), ("input", [asdict(one) for one in sources])):
+        for what, now in expected.items():
             if values[what] != now:
                 raise CurateError(
                     f"{setup.folder.parent}: holds a run that was not finished, and since then the {what} changed; "
@@ -149,9 +155,8 @@ def _planned(setup: Setup, sources: list[Source], unknown: int, progress: Progre
         for number, source in enumerate(sources, 1):
             scans.append(scan(source, every))
             progress("look at input", number, len(sources))
-        values = {"tokenmill": __version__, "recipe": recipe, "input": [asdict(one) for one in sources]}
         with atomic_write(file) as written:
-            written.write(json.dumps(values | {"scans": [asdict(one) for one in scans]}).encode())
+            written.write(json.dumps(expected | {"scans": [asdict(one) for one in scans]}).encode())
     return Plan(sources, scans, unknown, jobs(sources, scans, every))
 
 
