@@ -21,10 +21,12 @@ from tokenmill.data.curate.repetition import Repetition, RepetitionOptions
 from tokenmill.data.curate.step import Document, Tally
 from tokenmill.data.curate.words import words_of_text
 
-WORDS = (
-    "the be to of and that have with river stone bright walking quietly government 12 3.14 don't café naïve "
-    "Überraschung well-known http://example.org/a?b=1 # ... … - • == привет 你好 * {} JavaScript [12] x y"
-).split()
+WORDS = [
+    "the", "be", "to", "of", "and", "that", "have", "with", "river", "stone", "bright", "walking", "quietly",
+    "government", "12", "3.14", "don't", "café", "naïve", "Überraschung", "well-known",
+    "http://example.org/a?b=1", "#", "...", "…", "-", "•", "==", "привет", "你好", "*", "{}", "JavaScript",
+    "[12]", "x", "y",
+]  # fmt: skip
 LINES = (
     "This page uses cookies to make your visit better.",
     "Lorem ipsum dolor sit amet, consectetur.",
@@ -47,18 +49,19 @@ def made_texts(count: int, seed: int) -> Iterator[str]:
     """Texts on both sides of every rule: prose, lists, repetitions, symbols, odd white space."""
     rng = random.Random(seed)
     for _ in range(count):
-        style = rng.choice(("prose", "lines", "repeat", "symbols", "few"))
+        style = rng.choice(("prose", "lines", "repeat", "symbols", "few", "bullets"))
         lines: list[str] = []
         favourites = rng.sample(WORDS, rng.randrange(2, len(WORDS)))
         for _ in range(rng.randrange(1, 25)):
-            if style == "lines" or rng.random() < 0.15:
+            if style == "lines" or (style != "bullets" and rng.random() < 0.15):
                 lines.append(rng.choice(LINES))
             elif style == "repeat" and lines and rng.random() < 0.3:
                 lines.append(rng.choice(lines))
             else:
                 chosen = favourites if style in ("repeat", "symbols") else WORDS[: rng.choice((16, len(WORDS)))]
                 line = " ".join(rng.choice(chosen) for _ in range(rng.randrange(1, 30)))
-                lines.append(line.capitalize() + rng.choice((".", ".", "!", "?", "", "...", "…", ",")))
+                mark = rng.choice("-•") + " " if style == "bullets" else ""
+                lines.append(mark + line.capitalize() + rng.choice((".", ".", "!", "?", "", "...", "…", ",")))
         if style == "few":
             lines = lines[:2]
         yield (
@@ -68,7 +71,7 @@ def made_texts(count: int, seed: int) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return ["", " ", "\n\n", *made_texts(1500, seed=5)]
+    return ["", " ", "\n\n", *made_texts(450, seed=5)]
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +101,7 @@ def compare(judge: Any, reasons: Callable[[list[Document]], list[str | None]], t
     assert not differing, differing[:3]
     counts = Counter(short)
     assert len(counts) >= least, counts  # the texts reach the rules
-    assert counts[None] > 20, counts
+    assert counts[None] > 10, counts
 
 
 def test_gopher(texts: list[str]) -> None:
@@ -108,7 +111,7 @@ def test_gopher(texts: list[str]) -> None:
 
 def test_gopher_with_the_published_limits(texts: list[str]) -> None:
     ours = Gopher(GopherOptions())
-    compare(gopher_quality_filter.GopherQualityFilter(), ours.reasons, [text * 4 for text in texts], 6)
+    compare(gopher_quality_filter.GopherQualityFilter(), ours.reasons, [text * 4 for text in texts[:200]], 6)
 
 
 def test_repetition(texts: list[str]) -> None:
@@ -120,7 +123,7 @@ def test_repetition_of_long_runs() -> None:
     """Runs of five to ten words that come again, on both sides of each limit; lines and paragraphs never repeat."""
     rng = random.Random(3)
     texts = []
-    for number in range(400):
+    for number in range(150):
         run = [f"w{rng.randrange(10**6)}" for _ in range(rng.randrange(5, 14))]
         fresh = iter(f"x{number}y{k}" for k in range(10**6))
         words: list[str] = []
