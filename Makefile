@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench sanitize kernels-arm clean
 
 help:
 	@echo "make setup   create $(VENV) and install tokenmill with everything the tests need"
@@ -12,6 +12,8 @@ help:
 	@echo "make test    linters, types, layers, and every test"
 	@echo "make lint    linters, types, layers"
 	@echo "make bench   measure start-up, first token and decoding here, beside transformers"
+	@echo "make sanitize     the native kernels' tests under AddressSanitizer and UBSan, in a build of their own (g++)"
+	@echo "make kernels-arm  the NEON kernels, cross-compiled and emulated (aarch64-linux-gnu-g++, qemu-aarch64)"
 	@echo "make clean   remove $(VENV) and caches; models and runs stay"
 
 setup: $(STAMP)
@@ -37,6 +39,27 @@ test: lint
 
 bench: setup
 	$(BIN)/python benchmarks/generate.py
+
+KERNEL_TESTS := tests/kernels/test_native.py tests/kernels/test_native_attention.py
+
+# Python itself leaks by design, so leaks are not looked for. AddressSanitizer finds the functions that throw only where
+# the C++ library is there before Python. -s: what the sanitizers say goes to stderr.
+sanitize: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake nanobind
+	$(BIN)/cmake -S native -B build/sanitize -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DTOKENMILL_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize --parallel
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
+	TOKENMILL_TEST_NATIVE=$$(ls $(CURDIR)/build/sanitize/_native*.so) $(BIN)/python -m pytest -p no:xdist -x -q -s $(KERNEL_TESTS)
+
+ARM := build/arm
+ARM_CXX := aarch64-linux-gnu-g++ -std=c++20 -O1 -ffp-contract=off -Wno-psabi -Inative/src
+$(ARM)/%.o: native/src/%.cpp native/src/*.h native/src/*.inl
+	mkdir -p $(ARM)
+	$(ARM_CXX) -march=armv8.2-a+dotprod -c $< -o $@
+
+kernels-arm: $(patsubst %,$(ARM)/%.o,dispatch isa_avx2 isa_avx512 isa_amx isa_neon)
+	$(ARM_CXX) -static native/test/kernels.cpp $^ -o $(ARM)/kernels
+	qemu-aarch64 $(ARM)/kernels neon
 
 clean:
 	rm -rf $(VENV) .ruff_cache .mypy_cache .pytest_cache .import_linter_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `run` asks a running server; whatever runs on the machine of whoever tests is no part of a test
 os.environ["TOKENMILL_HOST"] = "127.0.0.1:1"
+
+if built := os.environ.get("TOKENMILL_TEST_NATIVE"):  # kernels that are not installed: make sanitize
+    spec = importlib.util.spec_from_file_location("tokenmill._native", built)
+    assert spec is not None, f"TOKENMILL_TEST_NATIVE={built} is no extension module"
+    assert spec.loader is not None
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 
 from tokenmill.store import Store
 
