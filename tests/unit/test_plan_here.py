@@ -43,8 +43,8 @@ def test_probes_are_of_the_format_and_read_what_is_counted(tmp_path: Path) -> No
 
 
 def test_a_real_model_is_predicted_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole way on a model of its own dimensions. The bound is wide: two tests share two cores. On a quiet machine it
-    is a fifth (docs/plan.md)."""
+    """Whole way on a model of its own dimensions. The bound is wide: tests share the cores with others; what was
+    measured with fewer of them stands in docs/plan.md."""
     monkeypatch.setattr(here, "ROUNDS", 3)
     monkeypatch.setattr(here, "SMALL", TINY)
     monkeypatch.setattr(here, "LARGE", SMALL)
