@@ -134,7 +134,10 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[str]:
     """The pieces of the beginning of a text as a person sees them; bytes that are no characters as U+FFFD."""
     ids = tokenizer.encode(text[:SHOWN], add_special_tokens=False, parse_special=False)
     shares = (tokenizer.share(token_id, first=number == 0) or b"" for number, token_id in enumerate(ids))
-    return [share.decode("utf-8", "replace") for share in shares]
+    pieces = [share.decode("utf-8", "replace") for share in shares]
+    if pieces:  # the space that the tokenizer put before the text
+        pieces[0] = pieces[0].removeprefix(" " * tokenizer.leading_spaces)
+    return pieces
 
 
 def picture(compared: Sequence[Compared]) -> str:
