@@ -84,7 +84,7 @@ def inference(shape: Shape, setup: Setup) -> dict[str, float]:
     values = (shape.full_values + shape.windowed_values) * length + shape.state_values
     rows = min(ROWS, setup.context * setup.batch)
     gguf = shape.origin == "GGUF header"
-    return {
+    terms = {
         "process": PROCESS + LIBRARIES,
         "vocabulary": shape.vocab * (TOKENIZER_BYTES + (HEAD_BYTES if gguf else 0.0)),
         "mapped file": mapped,
@@ -92,6 +92,7 @@ def inference(shape: Shape, setup: Setup) -> dict[str, float]:
         "cache": formulas.cache_bytes(values, setup.batch, _cache_bits(shape, setup.cache_bits)),
         "pass": formulas.pass_bytes(rows, shape.hidden, shape.query, shape.key, shape.mlp, shape.vocab, 32) + SCRATCH,
     }
+    return {name: size for name, size in terms.items() if size}
 
 
 def training(shape: Shape, setup: Setup, method: Method) -> dict[str, float]:

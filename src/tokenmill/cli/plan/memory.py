@@ -246,7 +246,8 @@ def _show(
     print(columns(["GiB", *(each.method for each in needs)], table))
     print()
     for row in document["needs"]:
-        print(_sentence(row, document["answers"][row["method"]], device))
+        if sentence := _sentence(row, document["answers"][row["method"]], device):
+            print(sentence)
     if device is not None:
         for warning in gpus().stale(device, ["price_usd", "rent_usd_hour"], date.today()):
             note(warning)
