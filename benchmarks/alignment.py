@@ -37,6 +37,8 @@ def write_data(folder: Path) -> tuple[Path, Path]:
     draw = random.Random(0)
     things = draw.sample(THINGS, len(THINGS))
     paths = folder / "pairs.jsonl", folder / "held-out.jsonl"
+    if all(path.exists() for path in paths):  # written anew they would be other data to a run that goes on
+        return paths
     for path, some in zip(paths, (things[HELD_OUT:], things[:HELD_OUT]), strict=True):
         rows = []
         for thing in some:
