@@ -301,6 +301,6 @@ def fitting_quantisations(
     shape: Shape, setup: Setup, method: Method, known: Iterable[Quantisation], room: float
 ) -> list[tuple[Quantisation, float]]:
     """(number format, bytes) of those that fit, the most bits first; for QLoRA, of those that can be trained over."""
-    able = [q for q in known if q.kind == "weights" and (method == "inference" or q.trains)]
+    able = [q for q in known if q.kind == "weights" and (method == "inference" or (q.trains and q.bits < 16))]
     needs = [(q, need(shape, replace(setup, quantisation=q), method).total) for q in able]
     return sorted((pair for pair in needs if pair[1] <= room), key=lambda pair: -pair[0].bits)

@@ -39,8 +39,6 @@ ROWS = 512
 """Tokens of a native pass, at most (``engine/native_pass.py``)."""
 SCRATCH = 6 * MIB
 """Of the kernels: quantised inputs and each thread's panels, for layers of a few thousand."""
-CHUNK_VALUES = 1 << 24
-"""Scores of a chunk of the loss (``ops/cross_entropy.py``)."""
 TRIM_TOKENS = 1024
 """From so many tokens of a micro-batch on, the trainer gives free memory back before the loss."""
 SETTLED = 60 * MIB

@@ -10,6 +10,7 @@ from tokenmill.cli.output import Json, columns, emit, human_count, note
 
 if TYPE_CHECKING:
     from tokenmill.plan.catalog import Gpu
+    from tokenmill.plan.headers import Fetched
     from tokenmill.plan.memory import Method, Need, Setup
     from tokenmill.plan.shape import Shape
 
@@ -69,23 +70,11 @@ def memory(
     as_json: Json = False,
 ) -> None:
     """Memory of inference, full training, LoRA and QLoRA, part by part, and what fits."""
-    from tokenmill.core.errors import UsageError
     from tokenmill.plan import memory as planning
-    from tokenmill.plan.headers import find_shape
-    from tokenmill.plan.shape import given
 
     sizes = {"hidden_size": hidden_size, "num_layers": layers, "num_heads": heads, "num_kv_heads": kv_heads,
              "head_dim": head_dim, "intermediate_size": mlp_size}  # fmt: skip
-    named = [f"--{key.replace('_', '-').replace('num-', '').replace('intermediate', 'mlp')}"
-             for key, value in sizes.items() if value is not None]  # fmt: skip
-    if model is None:
-        if hidden_size is None or layers is None or heads is None:
-            raise UsageError("name a MODEL, or give its dimensions: --hidden-size, --layers and --heads at least")
-        shape, fetched = given(**sizes, vocab_size=vocab_size, context=context), None
-    elif named:
-        raise UsageError(f"{', '.join(named)} describe a model without a name; leave them or {model!r} out")
-    else:
-        shape, fetched = find_shape(model)
+    shape, fetched = _find(model, sizes, vocab_size, context)
     setup = _setup(shape, quant, cache, context, batch, (tp, pp, dp), fsdp, optimizer, checkpointing, dtype, rank,
                    targets, program, processor)  # fmt: skip
     methods = _methods(method)
@@ -93,11 +82,42 @@ def memory(
     planning.check(shape, setup)
     device = _device(gpu, processor)
     needs = [planning.need(shape, setup, each) for each in methods]
+    document = _document(shape, setup, needs, device, usable, fetched)
+    if as_json:
+        emit(document, True, "")
+        return
+    _show(shape, setup, needs, document, device, usable)
+
+
+def _find(
+    model: str | None, sizes: dict[str, int | None], vocab_size: int, context: int | None
+) -> tuple[Shape, Fetched | None]:
+    """The model that is named, or the one that is described."""
+    from tokenmill.core.errors import UsageError
+    from tokenmill.plan.headers import find_shape
+    from tokenmill.plan.shape import given
+
+    flags = {"num_layers": "layers", "num_heads": "heads", "num_kv_heads": "kv-heads", "intermediate_size": "mlp-size"}
+    if model is None:
+        if sizes["hidden_size"] is None or sizes["num_layers"] is None or sizes["num_heads"] is None:
+            raise UsageError("name a MODEL, or give its dimensions: --hidden-size, --layers and --heads at least")
+        return given(**sizes, vocab_size=vocab_size, context=context), None
+    if named := [f"--{flags.get(key, key).replace('_', '-')}" for key, value in sizes.items() if value is not None]:
+        raise UsageError(f"{', '.join(named)} describe a model without a name; leave them or {model!r} out")
+    return find_shape(model)
+
+
+def _document(
+    shape: Shape, setup: Setup, needs: list[Need], device: Gpu | None, usable: float, fetched: Fetched | None
+) -> dict[str, Any]:
+    """Everything, for ``--json``."""
+    from tokenmill.plan import memory as planning
+
     document: dict[str, Any] = {
         "model": _model_document(shape),
         "setup": _setup_document(setup),
         "needs": [each.as_dict() for each in needs],
-        "answers": {each: _answers(shape, setup, each, device, usable) for each in methods},
+        "answers": {each.method: _answers(shape, setup, each.method, device, usable) for each in needs},
     }
     if device is not None:
         document["device"] = {"name": device.name, "memory_gib": device.memory_gib, "usable": usable}
@@ -107,10 +127,7 @@ def memory(
     if fetched is not None:
         document["fetched"] = fetched.__dict__
         note(f"read {fetched.bytes:,} of {fetched.of:,} bytes in {fetched.requests} requests")
-    if as_json:
-        emit(document, True, "")
-        return
-    _show(shape, setup, needs, document, device, usable)
+    return document
 
 
 def _setup(
