@@ -88,21 +88,22 @@ def at_once(model: Decoder, ids: list[int]) -> torch.Tensor:
     return log_p_TV[:-1].gather(1, tokens_T[1:, None])[:, 0]
 
 
-def measure(model: Decoder, kind: str, sets: list[str], ids: list[int], steps: int, cache: str) -> None:
+def measure(model: Decoder, kind: str, ids: list[int], given: argparse.Namespace) -> None:
     """Print a line for each instruction set."""
+    windows, steps = ids[: 512 * given.windows], given.steps
     with use_backend(packed_linear="reference"):
-        plain = window_perplexity(model, ids) if ids else math.nan
+        plain = window_perplexity(model, windows) if windows else math.nan
         exact = at_once(model, ids[:steps]) if steps else torch.zeros(1)
-    for name in sets:
+    for name in given.isas.split(","):
         with instruction_set(name) as here:
             if not here:
                 continue
             line = f"{kind:7} {name:7}"
-            if ids:
-                near = window_perplexity(model, ids)
+            if windows:
+                near = window_perplexity(model, windows)
                 line += f" pass {plain:9.4f} {near:9.4f} {100 * (near / plain - 1):+.3f} %"
             if steps:
-                got = one_by_one(model, ids[:steps], cache)
+                got = one_by_one(model, ids[:steps], given.kv_cache_dtype)
                 off = (got - exact).abs().mean().item()
                 change = math.exp((exact - got).mean().item()) - 1
                 line += f"   token {100 * change:+.3f} % (mean |d log p| {off:.5f})"
@@ -129,7 +130,7 @@ def main() -> None:
         model = LLM(given.model).model
         if kind != FILE:
             retyped(model, kind)
-        measure(model, kind, given.isas.split(","), ids[: 512 * given.windows], given.steps, given.kv_cache_dtype)
+        measure(model, kind, ids, given)
 
 
 if __name__ == "__main__":
