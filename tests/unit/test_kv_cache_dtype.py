@@ -71,7 +71,7 @@ def test_torch_keeps_what_it_is_told(folder: Path) -> None:
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="int8 cache needs the native kernels"):
         Engine(load(folder, pack=False), num_blocks=8, kv_cache_dtype="int8")
-    with pytest.raises(UsageError, match="'int4' is not known .did you mean 'int8'"):
+    with pytest.raises(UsageError, match=r"'int4' is not known \(did you mean 'int8'"):
         Engine(load(folder, pack=False), num_blocks=8, kv_cache_dtype="int4")
 
 
