@@ -17,8 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent.resolve()]
-"""A benchmark beside this one has the name of a library."""
 DEFAULT = "smollm2:135m"
 COMMON = {
     "vocab_size": 49152,

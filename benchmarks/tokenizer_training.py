@@ -1,6 +1,6 @@
 """Time and peak memory of ``tokenmill tokenizer train`` on 100 MB, one process a kind.
 
-    python benchmarks/tokenizers.py TEXT.jsonl [KIND …]
+    python benchmarks/tokenizer_training.py TEXT.jsonl [KIND …]
 
 TEXT.jsonl: rows with ``text``; 100 MB of it count. The document goes to ``benchmarks/results/tokenizers.json``;
 a kind that is not measured again keeps its figures.
