@@ -18,14 +18,18 @@ SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
 
 
 def leaves() -> Iterator[tuple[str, Any]]:
-    """Every command that does something, with its full name: ``pull``, ``eval ppl``."""
+    """Every command that does something, with its full name: ``pull``, ``eval ppl``, ``data classifier train``."""
     for verb in VERBS:
-        command = load_verb(verb)
-        subcommands = getattr(command, "commands", None)
-        if subcommands is None:
-            yield verb, command
-        else:
-            yield from ((f"{verb} {name}", subcommand) for name, subcommand in subcommands.items())
+        yield from below(verb, load_verb(verb))
+
+
+def below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    subcommands = getattr(command, "commands", None)
+    if subcommands is None:
+        yield name, command
+    else:
+        for word, subcommand in subcommands.items():
+            yield from below(f"{name} {word}", subcommand)
 
 
 def surface() -> str:
