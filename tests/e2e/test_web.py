@@ -150,7 +150,7 @@ def _add_driver(app: FastAPI, script: str, seen: queue.Queue[dict[str, Any]]) ->
     page = files(web).joinpath("page.html").read_text()
     page = page.replace("</head>", '<script type="module" src="/web/drive.js"></script></head>')
     parts = {"drive.html": (page, "text/html"), "drive.js": (PRELUDE + script + EPILOGUE, "text/javascript")}
-    policy = {"content-security-policy": web._HEADERS["content-security-policy"]}
+    policy = {"content-security-policy": web.HEADERS["content-security-policy"]}
 
     async def part(request: Request) -> Response:
         content, kind = parts[request.url.path.rpartition("/")[2]]

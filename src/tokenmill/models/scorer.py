@@ -24,7 +24,8 @@ ENDING = "ForSequenceClassification"
 
 def is_scorer(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is one of a model that scores."""
-    return any(str(name).endswith(ENDING) for name in config.get("architectures") or ())
+    names = config.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(ENDING) for name in names)
 
 
 def scorer_family(family: Family) -> Family:

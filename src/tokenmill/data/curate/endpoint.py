@@ -79,6 +79,7 @@ class Endpoint:
         self._gap_s = 60.0 / per_minute if per_minute else 0.0
         self._next, self._lock = 0.0, threading.Lock()
         self._stop = threading.Event()
+        self._cause: BaseException | None = None
 
     def ask_all(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """An answer to each question (the body of a request), in order.
@@ -87,18 +88,29 @@ class Endpoint:
             NetworkError: the server fails and goes on failing. ConfigError: it does not know the model or the key.
         """
         self._stop.clear()
+        self._cause = None
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(self.ask, question) for question in questions]
+            futures = [pool.submit(self._ask_or_stop, question) for question in questions]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
-                for future in futures:
-                    if future.done():  # all are, or one has failed: its error is raised here
-                        future.result()
+                if self._cause is not None:
+                    raise self._cause
                 return [future.result() for future in futures]
             except BaseException:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def _ask_or_stop(self, question: Mapping[str, Any]) -> Answer:
+        """The first failure stops all others at once, before another question goes out, and is the one that counts."""
+        try:
+            return self.ask(question)
+        except BaseException as error:
+            with self._lock:
+                if not self._stop.is_set():
+                    self._cause = error
+                    self._stop.set()
+            raise
 
     def ask(self, question: Mapping[str, Any]) -> Answer:
         """The answer to one question, from the folder if it is there."""
