@@ -108,6 +108,7 @@ def test_a_damaged_form_is_not_used(
     with caplog.at_level(logging.WARNING):
         assert torch.equal(logits(load(folder, monkeypatch)), whole)
     assert "is not used" in caplog.text
+    assert path.read_bytes() == data  # made anew
 
 
 def test_a_full_disk_or_a_forbidden_folder_costs_nothing_but_time(

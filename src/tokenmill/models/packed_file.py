@@ -15,6 +15,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ class PackedFile:
         try:
             layers = dict(_read(self.path, network))
         except (FormatError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s is not used: %s", self.path, error)
+            log.warning("%s is not used and made anew: %s", self.path, error)
+            with suppress(OSError):
+                self.path.unlink()
             return set()
         for name, packed in layers.items():
             replace_layer(network, name, packed)
