@@ -128,17 +128,10 @@ class _Chunked(torch.autograd.Function):
         d_bias_V = torch.zeros(len(weight_VC), dtype=wider, device=weight_VC.device) if needs_bias else None
         nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wider)
         lse_N = torch.empty_like(nll_N)
-        # One buffer for all chunks: a fresh one of this size costs as much in page faults as the product takes
-        most = max(1, CHUNK_VALUES // len(weight_VC))
-        buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
         product_VC = torch.empty_like(weight_VC) if needs_weight and weight_VC.dtype != wider else None
-        for rows in chunks(len(hidden_NC), most):
+        how = (scale, softcap, z_loss, needs_hidden or needs_weight or needs_bias)
+        for rows, scores_RV in scored_chunks(hidden_NC, weight_VC, bias_V, labels_N, nll_N, lse_N, *how):
             hidden_RC = hidden_NC[rows]
-            scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
-            if bias_V is not None:
-                scores_RV += bias_V
-            wanted = needs_hidden or needs_weight or needs_bias
-            softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, wanted)
             if d_hidden_NC is not None:
                 torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
             if d_weight_VC is not None and product_VC is not None:
@@ -166,6 +159,32 @@ def chunks(rows: int, most: int) -> Iterator[slice]:
     count = -(-rows // max(1, most))
     for i in range(count):
         yield slice(rows * i // count, rows * (i + 1) // count)
+
+
+def scored_chunks(
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    bias_V: Tensor | None,
+    labels_N: Tensor,
+    nll_N: Tensor,
+    lse_N: Tensor,
+    scale: float,
+    softcap: float | None,
+    z_loss: float,
+    gradient: bool,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Fill ``nll_N`` and ``lse_N`` chunk by chunk; yields a chunk's rows and, with ``gradient``, the loss's derivative
+    by its scores, valid until the next chunk."""
+    # One buffer for all chunks: a fresh one of this size costs as much in page faults as the product takes
+    most = max(1, CHUNK_VALUES // len(weight_VC))
+    buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
+    for rows in chunks(len(hidden_NC), most):
+        hidden_RC = hidden_NC[rows]
+        scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
+        if bias_V is not None:
+            scores_RV += bias_V
+        softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, gradient)
+        yield rows, scores_RV
 
 
 def softmax_rows(

@@ -80,11 +80,11 @@ class _Chunked(torch.autograd.Function):
         needs_hidden = ctx.needs_input_grad[0]
         d_hidden_NC = torch.empty_like(hidden_NC) if needs_hidden else None
         nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=shared.wide(hidden_NC.dtype))
-        how = (scale, softcap)
-        for rows, scores_RV in _scored(hidden_NC, weight_VC, bias_V, labels_N, nll_N, how, needs_hidden):
+        given = (hidden_NC, weight_VC, bias_V, labels_N, nll_N, torch.empty_like(nll_N))
+        for rows, scores_RV in shared.scored_chunks(*given, scale, softcap, 0.0, needs_hidden):
             if d_hidden_NC is not None:
                 torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
-        ctx.how, ctx.d_hidden_NC = how, d_hidden_NC
+        ctx.how, ctx.d_hidden_NC = (scale, softcap), d_hidden_NC
         ctx.save_for_backward(hidden_NC, weight_VC, bias_V, labels_N)
         return -nll_N
 
@@ -100,8 +100,10 @@ class _Chunked(torch.autograd.Function):
         d_weight_VC = torch.zeros_like(weight_VC, dtype=d_nll_N1.dtype) if needs_weight else None
         d_bias_V = torch.zeros(len(weight_VC), dtype=d_nll_N1.dtype, device=weight_VC.device) if needs_bias else None
         if needs_weight or needs_bias:
-            nll_N = torch.empty_like(gradients[0])
-            for rows, scores_RV in _scored(hidden_NC, weight_VC, bias_V, labels_N, nll_N, ctx.how, True):
+            unused = torch.empty_like(gradients[0]), torch.empty_like(gradients[0])
+            given = (hidden_NC, weight_VC, bias_V, labels_N, *unused)
+            scale, softcap = ctx.how
+            for rows, scores_RV in shared.scored_chunks(*given, scale, softcap, 0.0, True):
                 scores_RV.mul_(d_nll_N1[rows])
                 if d_weight_VC is not None:
                     d_weight_VC += scores_RV.t() @ hidden_NC[rows]
@@ -110,28 +112,6 @@ class _Chunked(torch.autograd.Function):
         d_weight = None if d_weight_VC is None else d_weight_VC.to(weight_VC.dtype)
         d_bias = None if d_bias_V is None or bias_V is None else d_bias_V.to(bias_V.dtype)
         return d_hidden_NC, d_weight, d_bias, None, None, None
-
-
-def _scored(
-    hidden_NC: Tensor,
-    weight_VC: Tensor,
-    bias_V: Tensor | None,
-    labels_N: Tensor,
-    nll_N: Tensor,
-    how: tuple[float, float | None],
-    gradient: bool,
-) -> Any:
-    """Chunk by chunk: fill ``nll_N``; yield its rows and, with ``gradient``, the derivative of nll by each score."""
-    most = max(1, shared.CHUNK_VALUES // len(weight_VC))
-    buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
-    lse_N = torch.empty_like(nll_N)
-    for rows in shared.chunks(len(hidden_NC), most):
-        hidden_RC = hidden_NC[rows]
-        scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
-        if bias_V is not None:
-            scores_RV += bias_V
-        shared.softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], *how, 0.0, gradient)
-        yield rows, scores_RV
 
 
 def chunked_token_logprobs(

@@ -67,23 +67,16 @@ class Case:
         )
 
     def own_month(self) -> float:
-        return money.own_month(
-            self.tokens_a_day,
-            self.machine_tokens_s,
-            self.machine_month,
-            self.busy_w,
-            self.idle_w,
-            self.on_hours,
-            self.power_overhead,
-            self.price_kwh,
-            self.peak_factor,
-            self.staff_month,
-        )
+        return money.own_month(self.tokens_a_day, *self._own)
 
     def break_even(self) -> float:
         """Tokens a day from which own machines are cheaper; 0 for never."""
-        return money.break_even_tokens(
-            self.api_price,
+        return money.break_even_tokens(self.api_price, *self._own)
+
+    @property
+    def _own(self) -> tuple[float, float, float, float, float, float, float, float, float]:
+        """What own machines cost, as the formulas take it."""
+        return (
             self.machine_tokens_s,
             self.machine_month,
             self.busy_w,
