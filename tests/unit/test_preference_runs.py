@@ -203,7 +203,6 @@ def test_micro_batches_change_nothing(place: Path, tmp_path: Path) -> None:
         assert one.steps[0].grad_norm == pytest.approx(other.steps[0].grad_norm, rel=1e-4)
 
 
-@pytest.mark.skipif(not os.environ.get("TOKENMILL_PROCESSES"), reason="starts two processes: TOKENMILL_PROCESSES=1")
 def test_two_processes_are_one(place: Path, tmp_path: Path) -> None:
     """Each computes half of the reference and of the baseline; the run is the one of a single process."""
     how = {"steps": 2, "seed": 3, "schedule": "constant"}
