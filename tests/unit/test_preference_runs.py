@@ -1,7 +1,4 @@
-"""Preference runs from recipe to model on a tiny one: what is learned, the cached reference, resuming, the report.
-
-``TOKENMILL_PROCESSES=1`` also runs one on two processes.
-"""
+"""Preference runs from recipe to model on a tiny one: what is learned, the cached reference, resuming, the report."""
 
 from __future__ import annotations
 
