@@ -12,8 +12,8 @@ import pytest
 
 from fakes.endpoint import endpoint
 from fakes.tiny_llm import serving, tiny_app
+from tokenmill.core import endpoint as endpoint_module
 from tokenmill.core.errors import ConfigError, NetworkError
-from tokenmill.data.curate import endpoint as endpoint_module
 from tokenmill.data.curate.pipeline import curate
 from tokenmill.data.curate.recipe import read_recipe
 from tokenmill.data.curate.step import Context, Document, Tally

@@ -20,11 +20,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from tokenmill.config.parts import Count, Part, Positive, Share
+from tokenmill.core.endpoint import Answer, Endpoint
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.paths import home
 from tokenmill.data.curate.convert import convert_row, kind_of_row
 from tokenmill.data.curate.copies import hash64
-from tokenmill.data.curate.endpoint import Answer, Endpoint
 from tokenmill.data.curate.read import contents
 from tokenmill.data.curate.shingles import plain_words, shingle_hashes
 from tokenmill.data.curate.step import Context, Document, Tally
