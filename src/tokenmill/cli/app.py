@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "rm": ("tokenmill.cli.rm", "Remove models from this machine."),
     "push": ("tokenmill.cli.push", "Send a model to a registry."),
     "merge": ("tokenmill.cli.merge", "Fold adapters into a model and write it as a folder."),
+    "export": ("tokenmill.cli.export", "Write a model for other programs: GGUF, Ollama, Hugging Face, vLLM."),
     "train": ("tokenmill.cli.train", "Train a model by a recipe: pretrain, sft, lora …"),
     "label": ("tokenmill.cli.label", "Compare answers in a browser: preferences to train on."),
     "data": ("tokenmill.cli.data", "Look at training data as the model will see it."),
