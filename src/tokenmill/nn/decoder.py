@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.nn.attention import Attention
-from tokenmill.nn.config import DecoderConfig, LayerConfig, MoEConfig
+from tokenmill.nn.config import DecoderConfig, LayerConfig, MoEConfig, RopeConfig
 from tokenmill.nn.context import AttentionContext
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import Linear
@@ -81,8 +81,8 @@ class Decoder(nn.Module):
             return hidden_TC
         return self.run(self.embed(tokens_T), context)
 
-    def run(self, x_TC: Tensor, context: AttentionContext) -> Tensor:
-        """From embeddings to hidden states, [T, C] both: what :meth:`hidden` does behind the embedding."""
+    def begin(self, x_TC: Tensor, context: AttentionContext) -> tuple[Tensor, dict[RopeConfig, tuple[Tensor, Tensor]]]:
+        """Embeddings [T, C] as the first layer takes them, and the cosines and sines of every kind of layer."""
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' dtype first, as Gemma was trained: sqrt(C) is not the same number in bf16
             x_TC = x_TC * torch.tensor(self.config.embedding_scale, dtype=x_TC.dtype, device=x_TC.device)
@@ -91,6 +91,11 @@ class Decoder(nn.Module):
         angles = {
             rope: rotary(context.positions_T, context.lengths_T, x_TC.dtype) for rope, rotary in self.rotaries.items()
         }
+        return x_TC, angles
+
+    def run(self, x_TC: Tensor, context: AttentionContext) -> Tensor:
+        """From embeddings to hidden states, [T, C] both: what :meth:`hidden` does behind the embedding."""
+        x_TC, angles = self.begin(x_TC, context)
         for block, layer in zip(self.layers, self.config.layers, strict=True):
             rope = layer.attention.rope
             x_TC = block(x_TC, None if rope is None else angles[rope], context)
