@@ -144,7 +144,7 @@ class LLM:
         """Answer a conversation, rendered with the model's own chat template."""
         if isinstance(messages, str):
             raise UsageError("chat takes a list of messages with role and content; generate continues a text")
-        return self._complete([self.prompt_ids(messages, tools)], params, format)[0]
+        return self.complete([self.prompt_ids(messages, tools)], params, format)[0]
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = ..., *, format: Format = ...) -> Completion: ...
@@ -157,8 +157,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continue one text or several, as they stand; answers come in the prompts' order."""
         if isinstance(prompts, str):
-            return self._complete([self.tokenizer.encode(prompts)], params, format)[0]
-        return self._complete([self.tokenizer.encode(prompt) for prompt in prompts], params, format)
+            return self.complete([self.tokenizer.encode(prompts)], params, format)[0]
+        return self.complete([self.tokenizer.encode(prompt) for prompt in prompts], params, format)
 
     def stream(
         self,
@@ -188,20 +188,28 @@ class LLM:
             raise UsageError("score takes lists of texts")
         if continuations is not None and len(continuations) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts and {len(continuations)} continuations: give one for each")
-        params = SamplingParams(max_tokens=0, prompt_logprobs=max(1, top_logprobs))
         ends = [""] * len(prompts) if continuations is None else continuations
-        requests = self.requests([self.tokenizer.encode(p + end) for p, end in zip(prompts, ends, strict=True)], params)
-        starts = [len(self.virtual)] * len(requests)
-        if continuations is not None:
-            starts = [len(self.virtual) + len(self.tokenizer.encode(prompt.rstrip())) for prompt in prompts]
-            # a continuation that melts into the prompt's last token is scored with it
-            starts = [min(start, len(r.prompt) - 1) for start, r in zip(starts, requests, strict=True)]
-        for request, start in zip(requests, starts, strict=True):
+        ids = [self.tokenizer.encode(prompt + end) for prompt, end in zip(prompts, ends, strict=True)]
+        if continuations is None:
+            return self.score_ids(ids, top_logprobs=top_logprobs)
+        starts = [len(self.tokenizer.encode(prompt.rstrip())) for prompt in prompts]
+        # a continuation that melts into the prompt's last token is scored with it
+        starts = [min(start, len(one) - 1) for start, one in zip(starts, ids, strict=True)]
+        return self.score_ids(ids, starts, top_logprobs=top_logprobs)
+
+    def score_ids(
+        self, prompts: Sequence[list[int]], starts: Sequence[int] | None = None, *, top_logprobs: int = 1
+    ) -> list[Score]:
+        """How likely the tokens of each prompt are, from the place in ``starts`` on (default: from the first)."""
+        params = SamplingParams(max_tokens=0, prompt_logprobs=max(1, top_logprobs))
+        requests = self.requests(prompts, params)
+        first = [len(self.virtual) + start for start in starts or [0] * len(prompts)]
+        for request, start in zip(requests, first, strict=True):
             request.prompt_logprobs = [None] * max(1, start)
         for step in self.engine.run(requests):
             if step.request.error is not None:
                 raise step.request.error
-        return [Score(r.prompt[s:], r.prompt_logprobs[s:]) for r, s in zip(requests, starts, strict=True)]
+        return [Score(r.prompt[s:], r.prompt_logprobs[s:]) for r, s in zip(requests, first, strict=True)]
 
     def prompt_ids(
         self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -261,9 +269,10 @@ class LLM:
 
         return pieces()
 
-    def _complete(
-        self, prompts: Sequence[list[int]], params: SamplingParams | None, format: Format
+    def complete(
+        self, prompts: Sequence[list[int]], params: SamplingParams | None = None, format: Format = None
     ) -> list[Completion]:
+        """Continue prompts given as token ids, such as :meth:`prompt_ids` makes; answers come in the prompts' order."""
         n = params.n if isinstance(params, SamplingParams) else self.default_params.n
         return collect(self._stream(prompts, params, format), [len(ids) for ids in prompts], n)
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.evals import throughput as module
-from tokenmill.evals.compare import compare
+from tokenmill.evals.turns import compare
 from tokenmill.evals.latency import latency
 from tokenmill.evals.throughput import Rates, Shape, Throughput, measure, peak_rss_mb, reset_peak
 from tokenmill.models import load_model
@@ -74,7 +74,7 @@ def test_ours_and_a_peer_alternate(model: Decoder, monkeypatch: pytest.MonkeyPat
         log.append(f"ours {shape}")
         return ours.pop(0)
 
-    monkeypatch.setattr("tokenmill.evals.compare.measure", measured)
+    monkeypatch.setattr("tokenmill.evals.turns.measure", measured)
     result = compare(model, [Shape(2, 4, 3)], [Fixed(log, 30.0, 5.0)], repeat=2)[0]
     assert log == ["ours 2 x 4+3", "fixed 2 x 4+3"] * 2
     row = result.document()

@@ -54,7 +54,7 @@ def throughput(
     import torch
 
     from tokenmill import LLM
-    from tokenmill.evals.compare import compare
+    from tokenmill.evals.turns import compare
     from tokenmill.evals.throughput import check_shapes
 
     asked = shapes(batch, prompt_len, gen_len)
