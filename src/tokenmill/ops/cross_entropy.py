@@ -47,7 +47,7 @@ def finish_logits(raw_TV: Tensor, scale: float = 1.0, softcap: float | None = No
     return raw_TV if softcap is None else soft_cap(raw_TV, softcap)
 
 
-def _slope(finished: Tensor, scale: float, softcap: float | None) -> Tensor | float:
+def slope(finished: Tensor, scale: float, softcap: float | None) -> Tensor | float:
     """The derivative of :func:`finish_logits`, from what it returned."""
     return scale if softcap is None else scale * (1.0 - (finished / softcap).square_())
 
@@ -121,37 +121,58 @@ class _Chunked(torch.autograd.Function):
         softcap: float | None,
         z_loss: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wider = wide(hidden_NC.dtype)
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        d_hidden_NC = torch.empty_like(hidden_NC) if needs_hidden else None
-        d_weight_VC = torch.zeros_like(weight_VC, dtype=wider) if needs_weight else None
-        d_bias_V = torch.zeros(len(weight_VC), dtype=wider, device=weight_VC.device) if needs_bias else None
-        nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wider)
+        nll_N = hidden_NC.new_empty(len(hidden_NC), dtype=wide(hidden_NC.dtype))
         lse_N = torch.empty_like(nll_N)
-        product_VC = torch.empty_like(weight_VC) if needs_weight and weight_VC.dtype != wider else None
-        how = (scale, softcap, z_loss, needs_hidden or needs_weight or needs_bias)
+        gradients = HeadGradients(hidden_NC, weight_VC, bias_V, ctx.needs_input_grad)
+        how = (scale, softcap, z_loss, gradients.wanted)
         for rows, scores_RV in scored_chunks(hidden_NC, weight_VC, bias_V, labels_N, nll_N, lse_N, *how):
-            hidden_RC = hidden_NC[rows]
-            if d_hidden_NC is not None:
-                torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
-            if d_weight_VC is not None and product_VC is not None:
-                d_weight_VC += torch.mm(scores_RV.t(), hidden_RC, out=product_VC)
-            elif d_weight_VC is not None:
-                d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
-            if d_bias_V is not None:
-                d_bias_V += scores_RV.sum(0, dtype=wider)
+            gradients.add(rows, scores_RV)
         penalty = z_loss * lse_N.square().sum()
-        ctx.d_hidden_NC = d_hidden_NC
-        ctx.d_weight_VC = d_weight_VC if product_VC is None or d_weight_VC is None else product_VC.copy_(d_weight_VC)
-        ctx.d_bias_V = None if d_bias_V is None or bias_V is None else d_bias_V.to(bias_V.dtype)
+        ctx.found = gradients.found()
         ctx.mark_non_differentiable(nll_N, penalty)
         return nll_N.sum() + penalty, nll_N, penalty
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        found = (ctx.d_hidden_NC, ctx.d_weight_VC, ctx.d_bias_V)
-        return *(None if d is None else d * d_loss.to(d.dtype) for d in found), None, None, None, None
+        return *(None if d is None else d * d_loss.to(d.dtype) for d in ctx.found), None, None, None, None
+
+
+class HeadGradients:
+    """Derivatives by hidden states, head and bias, added up chunk by chunk from those by the scores.
+
+    ``needed``: autograd's ``needs_input_grad`` of a function whose first three inputs they are.
+    """
+
+    def __init__(self, hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]) -> None:
+        wider = wide(hidden_NC.dtype)
+        self._hidden_NC, self._weight_VC, self._bias_V = hidden_NC, weight_VC, bias_V
+        self.wanted = any(needed[:3])
+        self.d_hidden_NC = torch.empty_like(hidden_NC) if needed[0] else None
+        self.d_weight_VC = torch.zeros_like(weight_VC, dtype=wider) if needed[1] else None
+        self.d_bias_V = torch.zeros(len(weight_VC), dtype=wider, device=weight_VC.device) if needed[2] else None
+        self._product_VC = torch.empty_like(weight_VC) if needed[1] and weight_VC.dtype != wider else None
+
+    def add(self, rows: slice, scores_RV: Tensor) -> None:
+        """Take in the derivative by the scores of these rows."""
+        hidden_RC = self._hidden_NC[rows]
+        if self.d_hidden_NC is not None:
+            torch.mm(scores_RV, self._weight_VC, out=self.d_hidden_NC[rows])
+        if self.d_weight_VC is not None and self._product_VC is not None:
+            self.d_weight_VC += torch.mm(scores_RV.t(), hidden_RC, out=self._product_VC)
+        elif self.d_weight_VC is not None:
+            self.d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
+        if self.d_bias_V is not None:
+            self.d_bias_V += scores_RV.sum(0, dtype=self.d_bias_V.dtype)
+
+    def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three derivatives, in the dtypes of what they are by."""
+        d_weight_VC, d_bias_V = self.d_weight_VC, self.d_bias_V
+        if self._product_VC is not None and d_weight_VC is not None:
+            d_weight_VC = self._product_VC.copy_(d_weight_VC)
+        if d_bias_V is not None and self._bias_V is not None:
+            d_bias_V = d_bias_V.to(self._bias_V.dtype)
+        return self.d_hidden_NC, d_weight_VC, d_bias_V
 
 
 def chunks(rows: int, most: int) -> Iterator[slice]:
@@ -204,7 +225,7 @@ def softmax_rows(
         here = slice(begin, begin + together)
         labels_R1 = labels_R[here, None]
         finished = finish_logits(scores_RV[here].to(nll_R.dtype), scale, softcap)
-        slope = _slope(finished, scale, softcap) if gradient else 1.0
+        by_raw = slope(finished, scale, softcap) if gradient else 1.0
         top_R1 = finished.amax(-1, keepdim=True)
         picked_R1 = finished.gather(-1, labels_R1)
         # no longer needed as they are: a copy would fall out of the cache
@@ -215,7 +236,7 @@ def softmax_rows(
         if gradient:
             weight_R1 = 1.0 + 2.0 * z_loss * lse_R1
             d = powers.mul_(weight_R1 / sums_R1).scatter_add_(-1, labels_R1, -torch.ones_like(picked_R1))
-            scores_RV[here] = d if isinstance(slope, float) and slope == 1.0 else d.mul_(slope)
+            scores_RV[here] = d if isinstance(by_raw, float) and by_raw == 1.0 else d.mul_(by_raw)
 
 
 def chunked_cross_entropy(
