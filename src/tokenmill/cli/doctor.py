@@ -35,6 +35,7 @@ def doctor(as_json: Json = False) -> None:
         "accelerators": accelerators(),
         "kernels": kernels(),
         "operations": operations(),
+        "code": foreign_code(),
         "extras": extras(),
         "store": store(),
     }
@@ -102,6 +103,14 @@ def operations() -> dict[str, list[str]]:
     return {name: list(op.names) for name, op in sorted(registered_ops().items())}
 
 
+def foreign_code() -> dict[str, Any]:
+    """Whether programs that a model wrote can be run here without harm, by which layers, and what is missing."""
+    from tokenmill.core.code_sandbox import isolation
+
+    found = isolation()
+    return {"isolated": found.enough, "layers": list(found.active), "missing": found.missing}
+
+
 def extras() -> dict[str, dict[str, str | None]]:
     """The optional groups of this installation: package -> version, None when it is missing."""
     from packaging.requirements import Requirement
@@ -139,6 +148,11 @@ def advice(report: dict[str, Any]) -> list[str]:
     if reason := report["kernels"]["reason"]:
         cost = "quantised files are unpacked to float32 and decode several times slower"
         lines.append(f"no native CPU kernels, so {cost}: {reason}")
+    if not report["code"]["isolated"]:
+        reasons = "; ".join(f"{name}: {why}" for name, why in report["code"]["missing"].items())
+        lines.append(
+            f"programs that a model wrote cannot be run safely here, so rewards and tasks refuse to: {reasons}"
+        )
     if not report["store"]["writable"]:
         lines.append(f"{report['store']['path']} cannot be written: set TOKENMILL_HOME to a folder of yours")
     if report["store"]["free"] < LITTLE_DISK:
@@ -182,6 +196,11 @@ def _text(report: dict[str, Any]) -> str:
             )
         ],
         "Operations": [(name, " > ".join(backends)) for name, backends in report["operations"].items()],
+        "Code of models": [
+            ("isolated", "yes" if report["code"]["isolated"] else "no: it does not run here"),
+            ("layers", " ".join(report["code"]["layers"]) or "none"),
+            *report["code"]["missing"].items(),
+        ],
         "Extras": [
             (extra, ", ".join(f"{name} {version or 'MISSING'}" for name, version in packages.items()))
             for extra, packages in report["extras"].items()
