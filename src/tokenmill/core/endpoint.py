@@ -1,43 +1,31 @@
 """Answers from any server that speaks OpenAI's ``/chat/completions``: at a bounded pace, patient with failures, each
 question answered once in the life of a folder.
 
-Answers are files in a cache folder, named after everything that was asked; a run that was stopped asks only what it has
-no answer to. What a server says of its limits (429, 503, ``Retry-After``) is waited for. A question that the server
-refuses as such (400, 413, 422) is told from a server that cannot be used: the first costs one answer, the second stops
-the run.
+Answers are kept (`core/answer_cache.py`); a run that was stopped asks only what it has no answer to. What a server says
+of its limits (429, 503, ``Retry-After``) is waited for. A question that the server refuses as such (400, 413, 422) is
+told from a server that cannot be used: the first costs one answer, the second stops the run.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenmill.core.answer_cache import Answer, AnswerCache
 from tokenmill.core.errors import ConfigError, NetworkError
-from tokenmill.core.paths import atomic_write
+
+__all__ = ["Answer", "Endpoint"]
 
 WAIT_S = 1.0
 """Before the second try; doubled with each further one, up to `LONGEST_WAIT_S`."""
 LONGEST_WAIT_S = 60.0
 _REFUSED = (400, 413, 422)
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back."""
-
-    text: str
-    finish_reason: str
-    """``stop``, ``length``, … as the server says; ``refused`` if it would not take the question: then the text says
-    why."""
 
 
 class Endpoint:
@@ -75,7 +63,8 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
-        self.url, self.cache, self.concurrency, self.retries = url.rstrip("/"), cache, concurrency, retries
+        self.url, self.concurrency, self.retries = url.rstrip("/"), concurrency, retries
+        self._answers = AnswerCache(cache)
         self._gap_s = 60.0 / per_minute if per_minute else 0.0
         self._next, self._lock = 0.0, threading.Lock()
         self._stop = threading.Event()
@@ -114,20 +103,12 @@ class Endpoint:
 
     def ask(self, question: Mapping[str, Any]) -> Answer:
         """The answer to one question, from the folder if it is there."""
-        asked = json.dumps(question, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        name = hashlib.sha256(asked).hexdigest()
-        path = self.cache / name[:2] / f"{name[2:]}.json"
-        try:
-            return Answer(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            pass
-        except (ValueError, TypeError):  # half a file, or one of another version: ask again
-            path.unlink(missing_ok=True)
+        kept = self._answers.get(question)
+        if kept is not None:
+            return kept
         answer = self._answer(question)
-        if answer.finish_reason == "refused":  # perhaps for a reason that will be mended: asked again the next time
-            return answer
-        with atomic_write(path) as file:
-            file.write(json.dumps(asdict(answer), ensure_ascii=True).encode())
+        if answer.finish_reason != "refused":  # perhaps for a reason that will be mended: asked again the next time
+            self._answers.put(question, answer)
         return answer
 
     def _answer(self, question: Mapping[str, Any]) -> Answer:
