@@ -1,5 +1,5 @@
-"""Answers from any server that speaks OpenAI's ``/chat/completions``: at a bounded pace, patient with failures, each
-question answered once in the life of a folder.
+"""Answers from any server that speaks OpenAI's protocol: at a bounded pace, patient with failures, each question
+answered once in the life of a folder. ``/chat/completions`` unless another route and a reader of its replies are given.
 
 Answers are kept (`core/answer_cache.py`); a run that was stopped asks only what it has no answer to. What a server says
 of its limits (429, 503, ``Retry-After``) is waited for. A question that the server refuses as such (400, 413, 422) is
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Endpoint:
         per_minute: questions begun in a minute at most; None: no limit.
         retries: further tries after a failure that may pass.
         timeout_s: for one answer.
+        route: what is asked, below `url`.
+        read: takes the answer out of a reply (httpx.Response); None where the reply is not of the protocol.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Endpoint:
         per_minute: int | None = None,
         retries: int = 5,
         timeout_s: float = 300.0,
+        route: str = "/chat/completions",
+        read: Callable[[Any], Answer | None] | None = None,
     ) -> None:
         import httpx
 
@@ -64,7 +68,7 @@ class Endpoint:
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
         self.url, self.concurrency, self.retries = url.rstrip("/"), concurrency, retries
-        self._answers = AnswerCache(cache)
+        self._answers, self._route, self._read = AnswerCache(cache), route, read or _read
         self._gap_s = 60.0 / per_minute if per_minute else 0.0
         self._next, self._lock = 0.0, threading.Lock()
         self._stop = threading.Event()
@@ -121,12 +125,12 @@ class Endpoint:
                 pause = min(2 * pause, LONGEST_WAIT_S)
             self._pace()
             try:
-                reply = self._client.post(f"{self.url}/chat/completions", json=dict(question))
+                reply = self._client.post(f"{self.url}{self._route}", json=dict(question))
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             if reply.status_code == 200:
-                found = _read(reply)
+                found = self._read(reply)
                 if found is not None:
                     return found
                 problem = f"no answer in what it sent: {reply.text[:200]!r}"
