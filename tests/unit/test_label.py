@@ -10,9 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tokenmill.align.label import Label, LabelLog, agreement, pairs_of, position_bias, read_items
-from tokenmill.align.label.measures import binomial_p, krippendorff_alpha
+from tokenmill.align.label.measures import krippendorff_alpha
 from tokenmill.cli.app import main
 from tokenmill.core.errors import FormatError, UsageError
+from tokenmill.core.statistics import binomial_p
 from tokenmill.serve.label import create_app
 
 

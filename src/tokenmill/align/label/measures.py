@@ -1,6 +1,6 @@
 """How far raters agree, and whether the side on which an answer stands decides. Numbers in, numbers out.
 
-Sources: Krippendorff 2011 (alpha, nominal data, any number of raters, missing values), Cohen 1960 (kappa of two).
+Sources: Krippendorff 2011 (alpha, nominal data, any number of raters, missing values).
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tokenmill.align.label.log import Label
-
-EXACT = 2000
-"""Verdicts up to which the binomial test is summed exactly."""
+from tokenmill.core.statistics import binomial_p, cohen_kappa
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,6 @@ def _unequal(counts: Counter[str]) -> int:
     return n * n - sum(c * c for c in counts.values())
 
 
-def cohen_kappa(both: Sequence[tuple[str, str]]) -> float:
-    """Kappa of two raters' verdicts on the same items; 1 where there is only one verdict and both always give it."""
-    n = len(both)
-    observed = sum(a == b for a, b in both) / n
-    ours, theirs = Counter(a for a, _ in both), Counter(b for _, b in both)
-    expected = sum(ours[verdict] * theirs[verdict] for verdict in ours) / (n * n)
-    return 1.0 if expected == 1 else (observed - expected) / (1 - expected)
-
-
 def position_bias(labels: Iterable[Label]) -> PositionBias:
     """Count verdicts by side; ties and skipped items have none."""
     sides = [
@@ -96,11 +85,3 @@ def position_bias(labels: Iterable[Label]) -> PositionBias:
     ]
     left, n = sum(sides), len(sides)
     return PositionBias(left, n - left, left / n if n else None, binomial_p(left, n) if n else None)
-
-
-def binomial_p(hits: int, n: int) -> float:
-    """Two-sided p-value of ``hits`` heads of ``n`` throws of a fair coin; by the normal distribution for many."""
-    off = abs(hits - n / 2)
-    if n > EXACT:
-        return math.erfc(max(0.0, off - 0.5) / math.sqrt(n / 2))
-    return min(1.0, sum(math.comb(n, k) for k in range(n + 1) if abs(k - n / 2) >= off) / 2**n)
