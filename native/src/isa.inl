@@ -3,10 +3,15 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "train.h"
 // clang-format off
 #include "matmul.inl"
 #include "rows.inl"
 #include "attention.inl"
+#include "encode_fit.inl"
+#include "encode.inl"
+#include "train.inl"
+#include "attention_backward.inl"
 // clang-format on
 
 namespace tokenmill::ISA_NAMESPACE {
@@ -16,10 +21,14 @@ inline void linear(const Weight& w, int64_t first, int64_t last, const Inputs& i
   with_kind(w.kind, [&]<Kind KIND>() { linear_of<KIND>(w, first, last, in, bias, y, ldy); });
 }
 
+namespace training {
+constexpr TrainKernels table = {gated, gated_backward, rms_norm_backward, turn, softmax_loss, adamw, attention_backward};
+}
+
 constexpr Kernels table = {
     ISA_NAME,   false,
-    quantise, row_to_bf16, linear, dequantise, stream, rms_norm, layer_norm, rope, unary,
-    gated,    add,         scale,  softcap,    write_cache, attend_row, attend_tile,
+    quantise, row_to_bf16, linear, dequantise, stream, blocks::encode_rows, rms_norm, layer_norm, rope, unary,
+    gated,    add,         scale,  softcap,    write_cache, attend_row, attend_tile, &training::table,
 };
 
 }  // namespace tokenmill::ISA_NAMESPACE

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "train.h"
 #if defined(__AMX_BF16__)
 #define ISA_NAMESPACE amx
 #include "simd.h"
@@ -12,6 +13,9 @@
 #include "rows.inl"
 #include "attention.inl"
 #include "attention_amx.inl"
+#include "train.inl"
+#include "attention_backward.inl"
+#include "attention_backward_amx.inl"
 // clang-format on
 
 namespace tokenmill {
@@ -31,13 +35,23 @@ void attend_tile(const Cache& c, const AttentionShape& shape, const Sequence& s,
   (fits ? amx::attend_tiles : avx512_kernels()->attend_tile)(c, shape, s, q, head, first, last, y, scratch);
 }
 
+void attention_backward(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head,
+                        float* scratch) {
+  const bool fits = shape.type == Real::BF16 && shape.head_dim % 32 == 0;
+  const auto run = fits ? amx::training::attention_backward_of<amx::training::TiledProducts, Real::BF16>
+                        : avx512_kernels()->train->attention_backward;
+  run(shape, t, length, kv_head, scratch);
+}
+
 }  // namespace
 
 const Kernels* amx_kernels() {
   if (!avx512_kernels()) return nullptr;
   static const Kernels table = [] {
     Kernels k = *avx512_kernels();
-    k.name = "amx", k.tiles = true, k.linear = linear, k.attend_tile = attend_tile;
+    static TrainKernels train = *k.train;
+    train.attention_backward = attention_backward;
+    k.name = "amx", k.tiles = true, k.linear = linear, k.attend_tile = attend_tile, k.train = &train;
     return k;
   }();
   return &table;

@@ -1,6 +1,7 @@
 // The table of kernels that each instruction set fills. Axes: T rows of activations, K inputs, N outputs.
 #pragma once
 
+#include "encode.h"
 #include "formats.h"
 
 namespace tokenmill {
@@ -41,6 +42,8 @@ struct AttentionShape {
   int64_t window;             // 0: none
 };
 
+struct TrainKernels;  // train.h
+
 struct Kernels {
   const char* name;
   bool tiles;  // has matrix tiles (AMX): products of many rows take bfloat16 inputs
@@ -54,6 +57,11 @@ struct Kernels {
 
   /// Reads memory as a product does and adds it up: the roof that decoding stands under.
   int64_t (*stream)(const uint8_t* from, int64_t bytes);
+
+  /// Rows [first, last) of x [rows, columns] into GGUF blocks at `to` (row 0's); importance [columns] or null. False
+  /// where a number is not finite.
+  bool (*encode)(BlockType type, const float* x, const float* importance, int64_t columns, int64_t first, int64_t last,
+                 uint8_t* to);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* y);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t size, float* y);
@@ -71,6 +79,8 @@ struct Kernels {
   /// Attention of rows [first, last) of a sequence and one query head, normalised into y [T, H, D].
   void (*attend_tile)(const Cache& cache, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                       int64_t first, int64_t last, float* y, float* scratch);
+
+  const TrainKernels* train;
 };
 
 /// Panels that the matrix tiles take at a time: their bfloat16 form is to stay in the second-level cache.

@@ -17,6 +17,10 @@ namespace nb = nanobind;
 using namespace nb::literals;
 using namespace tokenmill;
 
+namespace tokenmill {
+void bind_train(nb::module_& m);
+}
+
 namespace {
 
 using Address = uintptr_t;
@@ -31,39 +35,37 @@ Kind kind_named(const std::string& name) {
   return kind;
 }
 
-/// A job of one stage: f(task) for each task.
-template <class F>
-struct Tasks : Job {
-  Tasks(int64_t count, F f) : count(count), f(std::move(f)) {}
-  int stages() const override { return 1; }
-  int tasks(int) const override { return static_cast<int>(count); }
-  void run(int, int task, int) override { f(task); }
-  int64_t count;
-  F f;
-};
-template <class F>
-void parallel(Pool& pool, int64_t count, F f) {
-  Tasks<F> job(count, std::move(f));
-  pool.run(job);
-}
-
 void pack_rows(Pool& pool, const Weight& w, Address rows) {
   nb::gil_scoped_release free;
-  parallel(pool, w.panels(), [&](int64_t p) {
+  parallel(pool, w.panels(), [&](int64_t p, int) {
     pack_panel(w, p, at<uint8_t>(rows), const_cast<uint8_t*>(w.panel(p)));
   });
 }
 
 void pack_code_rows(Pool& pool, const Weight& w, Address codes, Address scales, Address minima) {
   nb::gil_scoped_release free;
-  parallel(pool, w.panels(), [&](int64_t p) {
+  parallel(pool, w.panels(), [&](int64_t p, int) {
     pack_codes(w, p, at<uint8_t>(codes), at<uint16_t>(scales), at<uint16_t>(minima), const_cast<uint8_t*>(w.panel(p)));
   });
 }
 
 void dequantise_rows(Pool& pool, const Kernels& k, const Weight& w, Address rows, int64_t count, Address out) {
   nb::gil_scoped_release free;
-  parallel(pool, count, [&](int64_t i) { k.dequantise(w, at<int64_t>(rows)[i], at<float>(out) + i * w.k); });
+  parallel(pool, count, [&](int64_t i, int) { k.dequantise(w, at<int64_t>(rows)[i], at<float>(out) + i * w.k); });
+}
+
+bool encode_rows(Pool& pool, const Kernels& k, const std::string& name, Address x, Address importance, int64_t rows,
+                 int64_t columns, Address to) {
+  const BlockType type = block_type(name.c_str());
+  if (type == BlockType::Count) throw std::invalid_argument("no block type is called " + name);
+  nb::gil_scoped_release free;
+  const int64_t step = std::max<int64_t>(1, (1 << 16) / columns);
+  std::atomic<bool> finite = true;
+  parallel(pool, (rows + step - 1) / step, [&](int64_t i, int) {
+    const int64_t last = std::min(rows, (i + 1) * step);
+    if (!k.encode(type, at<float>(x), at<float>(importance), columns, i * step, last, at<uint8_t>(to))) finite = false;
+  });
+  return finite;
 }
 
 /// Reads `bytes` on all threads; returns a sum, so that nothing is left out.
@@ -71,7 +73,7 @@ int64_t stream(Pool& pool, const Kernels& k, Address from, int64_t bytes) {
   nb::gil_scoped_release free;
   constexpr int64_t piece = 1 << 18;
   std::atomic<int64_t> total = 0;
-  parallel(pool, (bytes + piece - 1) / piece, [&](int64_t i) {
+  parallel(pool, (bytes + piece - 1) / piece, [&](int64_t i, int) {
     total += k.stream(at<uint8_t>(from) + i * piece, std::min(piece, bytes - i * piece));
   });
   return total;
@@ -167,6 +169,8 @@ NB_MODULE(_native, m) {
   m.def("pack_rows", &pack_rows, "A matrix of GGUF blocks, or of floats, into the weight's memory");
   m.def("pack_codes", &pack_code_rows, "Codes with scales into the weight's memory");
   m.def("dequantise", &dequantise_rows, "Rows of a weight to float32");
+  m.def("encode", &encode_rows, "Floats into GGUF blocks; false where a number is not finite");
   m.def("stream", &stream, "Reads memory as a product does: for measuring the roof");
   bind_program(m);
+  bind_train(m);
 }

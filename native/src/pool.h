@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace tokenmill {
@@ -56,5 +57,21 @@ class Pool {
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};
 };
+
+/// A job of one stage: f(task, thread) for each task.
+template <class F>
+struct Tasks : Job {
+  Tasks(int64_t count, F f) : count(count), f(std::move(f)) {}
+  int stages() const override { return 1; }
+  int tasks(int) const override { return static_cast<int>(count); }
+  void run(int, int task, int thread) override { f(task, thread); }
+  int64_t count;
+  F f;
+};
+template <class F>
+void parallel(Pool& pool, int64_t count, F f) {
+  Tasks<F> job(count, std::move(f));
+  pool.run(job);
+}
 
 }  // namespace tokenmill

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-from tokenmill.formats.gguf import TYPES, WRITABLE, dequantize, quantize
+from tokenmill.formats.gguf import TYPES, dequantize, quantize
 
 # what the gguf package lists but cannot decode itself; these are decoded by ggml's block structs, see below
 NO_ORACLE = {"Q8_K", "Q1_0", "F64", "I8", "I16", "I32", "I64"}
@@ -82,7 +82,7 @@ def test_types_without_an_oracle_follow_ggml_s_structs() -> None:
         assert torch.equal(dequantize(quantize(stored, name), name), values.float())
 
 
-@pytest.mark.parametrize("name", WRITABLE)
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", *QUANTISED])  # it has no encoder for the others
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 300.0, 1e-7])
 def test_encoding_is_equal(name: str, scale: float) -> None:
     x = torch.randn(129, 96, generator=torch.Generator().manual_seed(4)) * scale

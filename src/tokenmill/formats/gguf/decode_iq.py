@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenmill.formats.gguf.bits import bits, even_signs, fields, halves, nibble_values, signs, take, words
 
 _DELTA = 0.125
-_CURVE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+CURVE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def iq1_m(x_NB: Tensor) -> Tensor:
 
 
 def iq4_nl(x_NB: Tensor) -> Tensor:
-    return nibble_values(x_NB[:, 2:], 16, _CURVE).mul_(halves(x_NB[:, :2]))
+    return nibble_values(x_NB[:, 2:], 16, CURVE).mul_(halves(x_NB[:, :2]))
 
 
 def iq4_xs(x_NB: Tensor) -> Tensor:
@@ -105,4 +105,4 @@ def iq4_xs(x_NB: Tensor) -> Tensor:
     high = fields(x_NB[:, 2:4], 1, (0, 2, 4, 6), 3) << 4
     scales = (fields(x_NB[:, 4:8], 1, (0, 4), 15) | high).view(torch.int8) - 32
     scale = (scales.float() * halves(x_NB[:, :2])).unsqueeze(2)
-    return nibble_values(x_NB[:, 8:], 16, _CURVE).view(-1, 8, 32).mul_(scale).view(-1, 256)
+    return nibble_values(x_NB[:, 8:], 16, CURVE).view(-1, 8, 32).mul_(scale).view(-1, 256)
