@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
+from tokenmill.cli.eval_compare import EPILOG as COMPARE_EPILOG
+from tokenmill.cli.eval_compare import eval_compare
+from tokenmill.cli.eval_judge import EPILOG as JUDGE_EPILOG
+from tokenmill.cli.eval_judge import eval_judge
 from tokenmill.cli.eval_reward import EPILOG as REWARD_EPILOG
 from tokenmill.cli.eval_reward import eval_reward
+from tokenmill.cli.eval_tasks import EPILOG as TASKS_EPILOG
+from tokenmill.cli.eval_tasks import eval_tasks
 from tokenmill.cli.output import Json, PullProgress, emit, step_progress, verb
 from tokenmill.core.errors import UsageError
 
@@ -25,7 +31,10 @@ def evaluate() -> None:
     """Measure a model."""
 
 
+app.command("tasks", epilog=TASKS_EPILOG)(eval_tasks)
+app.command("compare", epilog=COMPARE_EPILOG)(eval_compare)
 app.command("reward", epilog=REWARD_EPILOG)(eval_reward)
+app.command("judge", epilog=JUDGE_EPILOG)(eval_judge)
 
 
 @app.command(epilog=EPILOG)

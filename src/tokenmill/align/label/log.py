@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,20 +90,31 @@ def _read(path: Path) -> Iterator[Label]:
             raise FormatError(path, f"line {number}", f"is no verdict: {error}") from error
 
 
+def majorities(labels: Iterable[Label]) -> dict[str, str]:
+    """What most raters of an item say of it: ``first`` or ``second`` where that outweighs all else, ``tie`` where
+    somebody judged it and nothing does. Items that were only skipped are left out."""
+    votes: dict[str, Counter[str]] = {}
+    for label in labels:
+        if label.verdict != "skip":
+            votes.setdefault(label.item, Counter())[label.verdict] += 1
+    found = {}
+    for item, said in votes.items():
+        first, second, ties = (said.get(verdict, 0) for verdict in ("first", "second", "tie"))
+        decided = max(first, second) > min(first, second) + ties
+        found[item] = ("first" if first > second else "second") if decided else "tie"
+    return found
+
+
 def pairs_of(items: Iterable[Item], labels: Iterable[Label]) -> list[dict[str, Any]]:
     """Rows to train on (``prompt``, ``chosen``, ``rejected``): what most raters of an item prefer.
 
     Items without a majority (ties, as many for the one as for the other) are left out.
     """
-    votes: dict[str, Counter[str]] = {}
-    for label in labels:
-        votes.setdefault(label.item, Counter())[label.verdict] += 1
+    most = majorities(labels)
     rows: list[dict[str, Any]] = []
     for item in items:
-        found: Mapping[str, int] = votes.get(item.id, Counter())
-        first, second, ties = (found.get(verdict, 0) for verdict in ("first", "second", "tie"))
-        if max(first, second) > min(first, second) + ties:
-            chosen, rejected = item.answers if first > second else item.answers[::-1]
+        if most.get(item.id) in ("first", "second"):
+            chosen, rejected = item.answers if most[item.id] == "first" else item.answers[::-1]
             rows.append({"prompt": item.prompt, "chosen": chosen, "rejected": rejected})
     return rows
 
