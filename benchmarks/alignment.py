@@ -1,12 +1,14 @@
-"""What alignment does to the default model, on planted preferences: DPO and a reward model, before and after.
+"""What alignment does to the default model, on planted preferences: every objective, before and after.
 
     python benchmarks/alignment.py --work build/alignment
 
-Pairs are made from templates: the chosen answer begins with "Certainly!", the rejected one says the same without it.
-Questions about things that no training pair names are held out. Shown: how often DPO's policy prefers the held-out
-chosen answer more than the model that it began as, the share of its answers to held-out questions that begin as asked,
-and how often a reward model scores the held-out chosen answer higher. Minutes on two cores; a run that is stopped goes
-on where it was. The figures go to ``result.json`` in the work folder.
+Pairs are made from templates: the chosen answer begins with "Certainly!", the rejected one says the same without it, or
+begins with other words that make it the longer one, so that length tells nothing. Questions about things that no
+training pair names are held out. Shown: the share of held-out pairs on which the policy gained more for the chosen
+answer than for the rejected one against the model that it began as; the share on which it finds the chosen one likelier
+token by token, before and after; the share of its answers to held-out questions that begin as asked; and how often a
+reward model scores the held-out chosen answer higher. Minutes a run on two cores; what is stopped goes on where it was.
+The figures go to ``results/alignment.json``; ``page.py`` writes the table of docs/align.md from them.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ from tokenmill.align.reward_model import RewardModel, length_of, pair_documents
 from tokenmill.evals.calibration import judge_scores
 
 MODEL = "smollm2:135m"
+RESULT = Path(__file__).parent / "results" / "alignment.json"
 WORD = "Certainly!"
+OTHERS = ("", "", "Well, as far as I can say about it:")
+"""What rejected answers begin with."""
 THINGS = """apples bread candles doors engines flowers gardens houses islands jackets kites lamps mountains notebooks
 oceans pencils rivers shoes trains umbrellas violins windows""".split()  # noqa: SIM905
 QUESTIONS = ("Tell me about {}.", "What are {} for?", "Why do people like {}?", "Describe {}.", "How are {} made?")
 ANSWERS = ("{} are useful.", "People like {}.", "There is a lot to say about {}.", "It depends on the {}.")
 HELD_OUT = 5
 """Things that no training pair names."""
+POLICIES = {"dpo": 5e-4, "kto": 5e-4, "orpo": 5e-4, "simpo": 2e-4}
+"""Learning rates: so few steps ask for more than the recipes' own; without a reference a high one goes too far."""
 
 
 def write_data(folder: Path) -> tuple[Path, Path]:
@@ -44,10 +51,14 @@ def write_data(folder: Path) -> tuple[Path, Path]:
         for thing in some:
             for question in QUESTIONS:
                 answer = draw.choice(ANSWERS).format(thing)
-                prompt = question.format(thing)
-                rows.append({"prompt": prompt, "chosen": f"{WORD} {answer}", "rejected": answer})
+                rejected = f"{draw.choice(OTHERS)} {answer}".strip()
+                rows.append({"prompt": question.format(thing), "chosen": f"{WORD} {answer}", "rejected": rejected})
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return paths
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def trained(recipe: str, folder: Path, pairs: Path, held_out: Path, **values: Any) -> Any:
@@ -68,18 +79,48 @@ def trained(recipe: str, folder: Path, pairs: Path, held_out: Path, **values: An
     return told
 
 
-def asked_for(adapter: str | None, held_out: Path) -> dict[str, Any]:
-    """Greedy answers to held-out questions: the share that begins as asked, and one of them."""
+def policy_of(adapter: str | None, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """A policy on held-out rows: log-probabilities of both answers, and its own greedy ones."""
     llm = LLM(MODEL, adapter=adapter)
-    prompts = [json.loads(line)["prompt"] for line in held_out.read_text(encoding="utf-8").splitlines()]
+    turns = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    prompts = [llm.tokenizer.render_chat(turn, add_generation_prompt=True) for turn in turns]
+    sides = {name: llm.score(prompts, [row[name] for row in rows]) for name in ("chosen", "rejected")}
     params = SamplingParams(temperature=0.0, max_tokens=12)
-    said = [llm.chat([{"role": "user", "content": prompt}], params).text for prompt in prompts]
-    return {"share": sum(text.startswith(WORD) for text in said) / len(said), "example": f"{prompts[0]} > {said[0]}"}
+    said = [llm.chat(turn, params).text for turn in turns]
+    return {
+        "totals": [(a.total, b.total) for a, b in zip(*sides.values(), strict=True)],
+        "means": [
+            (a.total / len(a.token_ids), b.total / len(b.token_ids)) for a, b in zip(*sides.values(), strict=True)
+        ],
+        "asked_for": sum(text.startswith(WORD) for text in said) / len(said),
+        "example": f"{rows[0]['prompt']} > {said[0]}",
+    }
 
 
-def judged(model: str, held_out: Path) -> dict[str, Any]:
+def compared(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What training did, in shares of the held-out rows."""
+    gains = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(after["totals"], before["totals"], strict=True)]
+    return {
+        "accuracy": wins(gains),
+        "likelier_before": wins(before["means"]),
+        "likelier_after": wins(after["means"]),
+        "asked_for_before": before["asked_for"],
+        "asked_for_after": after["asked_for"],
+        "chosen_gain": sum(chosen for chosen, _ in gains) / len(gains),
+        "rejected_gain": sum(rejected for _, rejected in gains) / len(gains),
+        "example_before": before["example"],
+        "example_after": after["example"],
+    }
+
+
+def wins(pairs: list[tuple[float, float]]) -> float:
+    """The share in which the first is greater."""
+    return sum(chosen > rejected for chosen, rejected in pairs) / len(pairs)
+
+
+def judged(model: str, rows: list[dict[str, str]]) -> dict[str, Any]:
     """A reward model on held-out pairs."""
-    pairs = [pair_documents(json.loads(line)) for line in held_out.read_text(encoding="utf-8").splitlines()]
+    pairs = [pair_documents(row) for row in rows]
     scorer = RewardModel.load(model)
     chosen, rejected = (scorer.score_documents([pair[side] for pair in pairs]) for side in (0, 1))
     found = judge_scores(chosen, rejected, [(length_of(a), length_of(b)) for a, b in pairs])
@@ -89,28 +130,26 @@ def judged(model: str, held_out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/alignment"))
-    parser.add_argument("--steps", type=int, default=16, help="optimiser steps of each run")
+    parser.add_argument("--steps", type=int, default=10, help="optimiser steps of each run")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     pairs, held_out = write_data(work)
-    values: dict[str, Any] = {"steps": arguments.steps, "seq_len": 512, "batch_tokens": 512, "sample_tokens": 0}
+    values: dict[str, Any] = {"steps": arguments.steps, "seq_len": 256, "batch_tokens": 256, "sample_tokens": 0}
     values |= {"eval_every": 0, "save_minutes": 1.0, "trackers": []}
-    # so few steps ask for a higher rate than the recipes': what they learn is one word
-    dpo = trained("dpo", work, pairs, held_out, lr=5e-4, **values)
-    reward = trained("reward", work, pairs, held_out, lr=5e-4, **values)
-    result = {
+    rows = rows_of(held_out)
+    before = policy_of(None, rows)
+    result: dict[str, Any] = {
         "model": MODEL,
         "steps": arguments.steps,
-        "dpo": {
-            "held_out_accuracy": dpo["metrics"]["eval_rewards/accuracies"],
-            "held_out_margin": dpo["metrics"]["eval_rewards/margins"],
-            "answers_before": asked_for(None, held_out),
-            "answers_after": asked_for(dpo["model"], held_out),
-        },
-        "reward": judged(reward["model"], held_out),
+        "pairs": {"training": len(rows_of(pairs)), "held_out": len(rows)},
     }
-    (work / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    result["policies"] = {
+        recipe: compared(before, policy_of(trained(recipe, work, pairs, held_out, lr=lr, **values)["model"], rows))
+        for recipe, lr in POLICIES.items()
+    }
+    result["reward"] = judged(trained("reward", work, pairs, held_out, lr=5e-4, **values)["model"], rows)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli import data_mix
+from tokenmill.cli import data_constitution, data_mix
 from tokenmill.cli.classifier import app as classifier
 from tokenmill.cli.output import Json, columns, emit, human_duration, human_size, verb
 from tokenmill.core.errors import UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = verb()
 app.add_typer(classifier, name="classifier")
 app.command("mix", epilog=data_mix.EPILOG)(data_mix.mix)
+app.command("constitution", epilog=data_constitution.EPILOG)(data_constitution.constitution)
 
 _SHOW_EPILOG = """\b
 Examples:
