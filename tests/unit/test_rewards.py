@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from tests.fakes.endpoint import endpoint
 
+from fakes.endpoint import endpoint
 from tokenmill.align.rewards.base import Sample
 from tokenmill.align.rewards.code import Code
 from tokenmill.align.rewards.function import Function

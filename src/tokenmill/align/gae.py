@@ -1,0 +1,72 @@
+"""From rewards of whole completions to the advantage of every token: the reference's price, GAE, whitening.
+
+Tokens of several completions lie one after the other, as everywhere; ``counts`` says how many each has. Axes: N tokens
+of all completions · S completions. Sources: GAE (Schulman 2015, arXiv 1506.02438), Ziegler 2019 (1909.08593).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenmill.config.ppo import PpoConfig
+from tokenmill.train.distributed import World
+
+
+@dataclass
+class KlControl:
+    """The price of a nat of distance; ``adaptive`` steers it so that completions keep to the target."""
+
+    config: PpoConfig
+    weight: float
+
+    @classmethod
+    def of(cls, config: PpoConfig) -> KlControl:
+        return cls(config, config.kl_weight)
+
+    def update(self, kl: float, completions: int) -> None:
+        """``kl``: mean nats a completion of a rollout of so many."""
+        if self.config.kl == "adaptive":
+            error = min(max(kl / self.config.kl_target - 1, -0.2), 0.2)
+            self.weight *= 1 + error * completions / self.config.kl_horizon
+
+
+def token_rewards(scores_S: Tensor, kl_N: Tensor, counts: Sequence[int], weight: float) -> Tensor:
+    """[N]: each token pays for its distance, a completion's last one is given its score."""
+    rewards_N = -weight * kl_N
+    last_S = torch.tensor(counts).cumsum(0) - 1
+    rewards_N[last_S] += scores_S.to(rewards_N.dtype)
+    return rewards_N
+
+
+def gae(rewards_N: Tensor, values_N: Tensor, counts: Sequence[int], *, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates, [N]; nothing comes behind a completion's last token. Returns are these plus the
+    values."""
+    advantages_N = torch.empty_like(values_N)
+    begin = 0
+    for count in counts:
+        rewards, values = rewards_N[begin : begin + count].tolist(), values_N[begin : begin + count].tolist()
+        after = advantage = 0.0
+        found = []
+        for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+            advantage = reward + gamma * after - value + gamma * lam * advantage
+            found.append(advantage)
+            after = value
+        advantages_N[begin : begin + count] = torch.tensor(found[::-1], dtype=advantages_N.dtype)
+        begin += count
+    return advantages_N
+
+
+def whiten(values_N: Tensor, world: World, *, shift: bool = True) -> Tensor:
+    """Divided by the standard deviation over all processes, less the mean where ``shift``."""
+    wide_N = values_N.double()
+    count, total = world.sum([float(len(values_N)), float(wide_N.sum())])
+    if count < 2:
+        return values_N
+    mean = total / count
+    (squares,) = world.sum([float((wide_N - mean).square().sum())])
+    scale = (squares / (count - 1) + 1e-8) ** -0.5
+    return ((wide_N - mean) * scale + (0.0 if shift else mean)).to(values_N.dtype)
