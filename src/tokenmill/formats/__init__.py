@@ -1,4 +1,4 @@
-"""Files of tensors: Hugging Face folders, single safetensors files, GGUF. Tensors in, tensors out, no modules.
+"""Files of tensors: Hugging Face folders (quantised ones too), single safetensors files, GGUF; no modules.
 
 `open_tensors` picks the reader by what a path is. Nothing here unpickles, and nothing believes a number in a file
 before it is checked against the file's length.
@@ -11,12 +11,14 @@ from pathlib import Path
 from tokenmill.core.errors import FormatError
 from tokenmill.formats.gguf import GGUFFile, Typed, write_gguf
 from tokenmill.formats.hf_folder import PICKLE_REFUSAL, PICKLE_SUFFIXES, HFFolder, write_hf_folder
+from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.formats.safetensors_file import SafetensorsFile
 from tokenmill.formats.tensors import TensorFile, TensorInfo
 
 __all__ = [
     "GGUFFile",
     "HFFolder",
+    "QuantisedFolder",
     "SafetensorsFile",
     "TensorFile",
     "TensorInfo",
@@ -32,7 +34,8 @@ def open_tensors(path: Path) -> TensorFile:
     needs no suffix). FormatError if `path` is none of them."""
     path = Path(path)
     if path.is_dir():
-        return HFFolder(path)
+        folder = HFFolder(path)
+        return QuantisedFolder(path) if "quantization_config" in folder.config else folder
     if not path.exists():
         raise FormatError(path, "", "no such file or folder")
     if path.suffix == ".safetensors":

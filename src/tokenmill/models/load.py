@@ -200,7 +200,8 @@ def model_from_file(
     on = pick_device(device)
     table, ignored = _names(file, family)
     network = build(ours)
-    pack = pack and dtype in (None, "auto") and can_pack(network, on)
+    serve = pack and dtype in (None, "auto")
+    pack = serve and can_pack(network, on)
     stored = _stored_dtype(file)
     number_format = torch.float32 if pack and stored is None else pick_dtype(dtype, on, stored, parameters(ours))
     saved = PackedFile(file, table)
@@ -212,6 +213,7 @@ def model_from_file(
         device=on,
         ignored=ignored,
         pack=pack,
+        hold=serve and not pack,
         filled=partial(saved.fill, network) if pack else tuple,
     )
     if pack:

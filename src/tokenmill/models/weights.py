@@ -8,7 +8,7 @@ field of the row. A tensor that no row explains, or one that is missing, is an e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tokenmill.core.errors import ConfigError, FormatError
 from tokenmill.formats.gguf import GGUFFile
+from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.formats.tensors import TensorFile
-from tokenmill.models.packing import BLOCKS, put_blocks, takes_blocks
+from tokenmill.models.packing import BLOCKS, put_blocks, put_codes, takes_blocks
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.encoder import Encoder
 from tokenmill.nn.encoder_decoder import EncoderDecoder
@@ -54,7 +55,7 @@ def changed(table: Table, *rows: Row, without: Iterable[str] = ()) -> Table:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """One tensor of the file and the parameters it fills; ``expert`` is its place in a stacked parameter."""
 
     theirs: str
@@ -63,7 +64,7 @@ class _Slot:
     expert: int | None
 
 
-def _slots(model: Network, table: Table) -> Iterator[_Slot]:
+def slots(model: Network, table: Table) -> Iterator[Slot]:
     """Expand a table over layers and experts to the parameters that this model really has."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     for entry in table:
@@ -75,10 +76,10 @@ def _slots(model: Network, table: Table) -> Iterator[_Slot]:
                     continue
                 theirs = entry.theirs.replace("{layer}", str(layer)) + suffix
                 if "{expert}" not in theirs:
-                    yield _Slot(theirs, ours, entry, None)
+                    yield Slot(theirs, ours, entry, None)
                     continue
                 for expert in range(shapes[ours[0]][0]):
-                    yield _Slot(theirs.replace("{expert}", str(expert)), ours, entry, expert)
+                    yield Slot(theirs.replace("{expert}", str(expert)), ours, entry, expert)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _head_dim(model: Network) -> int:
     return model.config.layers[0].attention.head_dim
 
 
-def _shape_in_file(slot: _Slot, shapes: dict[str, torch.Size]) -> tuple[int, ...]:
+def _shape_in_file(slot: Slot, shapes: dict[str, torch.Size]) -> tuple[int, ...]:
     first = shapes[slot.ours[0]]
     shape = list(first[1:] if slot.expert is not None else first)
     if len(slot.ours) > 1:
@@ -144,25 +145,25 @@ def _shape_in_file(slot: _Slot, shapes: dict[str, torch.Size]) -> tuple[int, ...
     return tuple(reversed(shape)) if slot.row.transposed else tuple(shape)
 
 
-def check_names(model: Network, file: TensorFile, table: Table, ignored: str = r"$^") -> list[_Slot]:
+def check_names(model: Network, file: TensorFile, table: Table, ignored: str = r"$^") -> list[Slot]:
     """Match file and model; raise FormatError with every tensor that is missing, misshapen or not understood."""
     infos, problems = file.infos(), []
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    slots = list(_slots(model, table))
-    for slot in slots:
+    wanted_slots = list(slots(model, table))
+    for slot in wanted_slots:
         wanted = _shape_in_file(slot, shapes)
         if slot.theirs not in infos:
             problems.append(f"{slot.theirs} is missing (shape {list(wanted)})")
         elif (shape := tuple(infos[slot.theirs].shape)) != wanted:
             problems.append(f"{slot.theirs} has shape {list(shape)}, the configuration says {list(wanted)}")
-    known = {slot.theirs for slot in slots}
+    known = {slot.theirs for slot in wanted_slots}
     problems += [f"{name} is not understood" for name in infos if name not in known and not re.search(ignored, name)]
     if problems:
         shown = [*problems[:20], *([f"… and {len(problems) - 20} more"] if len(problems) > 20 else [])]
         raise FormatError(file.path, "tensors", "do not fit the configuration:\n  " + "\n  ".join(shown))
-    unfilled = set(shapes) - {name for slot in slots for name in slot.ours}
+    unfilled = set(shapes) - {name for slot in wanted_slots for name in slot.ours}
     assert not unfilled, f"no row of the weight table fills {sorted(unfilled)}"
-    return slots
+    return wanted_slots
 
 
 def load_weights(
@@ -174,21 +175,25 @@ def load_weights(
     device: torch.device,
     ignored: str = r"$^",
     pack: bool = False,
+    hold: bool = False,
     filled: Callable[[], Collection[str]] = tuple,
 ) -> None:
     """Fill a decoder built on the meta device. A tensor whose dtype and layout fit stays a view of the mapped file.
 
-    ``pack``: quantised blocks become packed layers instead of parameters (``packing.py``). ``filled`` is called once
-    the names are checked: it may put layers in place with their weights, and returns their names.
+    ``pack``: quantised blocks and codes become packed layers instead of parameters (``packing.py``); ``hold``: codes
+    become layers that hold them. ``filled`` is called once the names are checked: it may put layers in place with their
+    weights, and returns their names.
     """
-    slots = check_names(model, file, table, ignored)
+    found = check_names(model, file, table, ignored)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     done = {f"{name}.weight" for name in filled()}
     stacks: dict[str, Tensor] = {}
-    for slot in slots:
+    for slot in found:
         if done and done.issuperset(slot.ours):
             continue
         if pack and isinstance(file, GGUFFile) and _pack_slot(model, file, slot, shapes):
+            continue
+        if (pack or hold) and isinstance(file, QuantisedFolder) and _hold_slot(model, file, slot, shapes, pack=pack):
             continue
         # A difference from one is taken in float32: near one, bfloat16 has no digits for it
         read_as = torch.float32 if slot.row.offset else dtype
@@ -204,7 +209,7 @@ def load_weights(
             stacks[name][slot.expert] = part
 
 
-def _pack_slot(model: Network, file: GGUFFile, slot: _Slot, shapes: dict[str, torch.Size]) -> bool:
+def _pack_slot(model: Network, file: GGUFFile, slot: Slot, shapes: dict[str, torch.Size]) -> bool:
     """Put a tensor's blocks into the layers they belong to; False where they must be read as numbers."""
     info, how = file.infos()[slot.theirs], slot.row
     plain = slot.expert is None and not how.transposed and not how.offset
@@ -215,6 +220,19 @@ def _pack_slot(model: Network, file: GGUFFile, slot: _Slot, shapes: dict[str, to
     for name, part in zip(slot.ours, parts, strict=True):
         put_blocks(model, name, info.type, info.shape[-1], part)
     return True
+
+
+def _hold_slot(model: Network, file: QuantisedFolder, slot: Slot, shapes: dict[str, torch.Size], *, pack: bool) -> bool:
+    """Put a tensor's codes into the layers they belong to; False where they must be read as numbers."""
+    codes = file.codes(slot.theirs) if slot.expert is None and not slot.row.transposed else None
+    if codes is None:
+        return False
+    parts = codes.split([shapes[name][0] for name in slot.ours])
+    done = [
+        put_codes(model, name, part, pack=pack, inputs=file.layout.inputs)
+        for name, part in zip(slot.ours, parts, strict=True)
+    ]
+    return all(done)
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -238,9 +256,14 @@ def check_plain(model: nn.Module) -> None:
 def file_tensors(model: Network, table: Table) -> Iterator[tuple[str, Tensor]]:
     """The model's weights under the file's names, as the file has them: the way back."""
     parameters = dict(model.named_parameters())
-    for slot in _slots(model, table):
+    for slot in slots(model, table):
         parts = [parameters[name].detach() for name in slot.ours]
         if slot.expert is not None:
             parts = [part[slot.expert] for part in parts]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        yield slot.theirs, _to_file(tensor, slot.row, _head_dim(model))
+        yield slot.theirs, file_tensor(model, slot, parts)
+
+
+def file_tensor(model: Network, slot: Slot, parts: Sequence[Tensor]) -> Tensor:
+    """One tensor as the file has it, from those of ours that it holds."""
+    tensor = torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    return _to_file(tensor, slot.row, _head_dim(model))

@@ -1,0 +1,213 @@
+"""What a quantisation is asked for: the method, its numbers, the layout it is written in; and what goes together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from tokenmill.core.errors import UsageError, did_you_mean
+from tokenmill.formats.awq import AWQ
+from tokenmill.formats.bitsandbytes import BitsAndBytes
+from tokenmill.formats.compressed_tensors import CompressedTensors, Weights
+from tokenmill.formats.gptq import GPTQ
+from tokenmill.formats.quantised_folder import Layout
+from tokenmill.quant.grid import Grid
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method can be and what it is by default."""
+
+    about: str
+    bits: tuple[int, ...]
+    """The first is the default."""
+    layouts: tuple[str, ...]
+    """The first is the default."""
+    group_size: int | None = 128
+    """None: there is no choice."""
+    symmetric: bool | None = True
+    """None: there is no choice."""
+    calibrated: bool = False
+    inputs: str | None = None
+
+
+METHODS: Mapping[str, Method] = {
+    "rtn": Method("each weight to the nearest number", (4, 3, 2, 8), ("compressed-tensors", "gptq", "awq")),
+    "gptq": Method(
+        "later columns make up for the errors of earlier ones",
+        (4, 3, 2, 8),
+        ("compressed-tensors", "gptq"),
+        calibrated=True,
+    ),
+    "awq": Method(
+        "columns with large inputs are rounded finely, outliers clipped",
+        (4, 3, 2, 8),
+        ("compressed-tensors", "awq", "gptq"),
+        symmetric=False,
+        calibrated=True,
+    ),
+    "w8a8": Method("8-bit weights and inputs", (8,), ("compressed-tensors",), None, None, inputs="int8"),
+    "llm-int8": Method(
+        "8-bit weights and inputs, columns of outliers apart",
+        (8,),
+        ("bitsandbytes",),
+        None,
+        None,
+        inputs="int8-outliers",
+    ),
+    "fp8": Method("E4M3 weights and inputs", (8,), ("compressed-tensors",), -1, None, inputs="fp8"),
+    "nf4": Method("quantiles of a normal distribution, scales in 8 bits", (4,), ("bitsandbytes",), None, None),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One quantisation. Made by :func:`settings`, which checks it."""
+
+    method: str
+    bits: int
+    group_size: int
+    """-1: a row; 0: the whole matrix."""
+    symmetric: bool
+    layout: str
+    damping: float = 0.01
+    """GPTQ: share of the mean of the Hessian's diagonal that is added to it."""
+    act_order: bool = True
+    """GPTQ: columns by importance."""
+    clip: bool = True
+    """AWQ: search how much of each group's largest numbers the scales should reach."""
+    smooth: float = 0.0
+    """W8A8: SmoothQuant's strength; 0 is none."""
+
+    @property
+    def inputs(self) -> str | None:
+        """What layers do to their inputs (``ops/rounding.py``)."""
+        return METHODS[self.method].inputs
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether calibration data is needed."""
+        return METHODS[self.method].calibrated or self.smooth > 0
+
+    def grid(self, dtype: torch.dtype) -> Grid:
+        """How weights are rounded in a file whose other tensors have this dtype."""
+        if self.method == "llm-int8":
+            return Grid(8, -1, True, scale_dtype=torch.float32)
+        kept = torch.float16 if self.layout in ("gptq", "awq") else dtype
+        return Grid(self.bits, self.group_size, self.symmetric, "fp8" if self.method == "fp8" else "int", kept)
+
+
+def settings(
+    method: str,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    layout: str | None = None,
+    damping: float | None = None,
+    act_order: bool | None = None,
+    clip: bool | None = None,
+    smooth: float | None = None,
+) -> Settings:
+    """Settings of a method, its defaults where None is given. UsageError for what it cannot be, or has no use for."""
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is not known{did_you_mean(method, METHODS)}; {', '.join(METHODS)} are")
+    about = METHODS[method]
+    layout = _one_of("layout", layout, about.layouts, method)
+    bits = _one_of("bits", bits, about.bits, method)
+    if about.group_size is None and group_size is not None:
+        raise UsageError(f"{method} has no group size")
+    if about.symmetric is None and symmetric is not None:
+        raise UsageError(f"{method} has no choice of zeros")
+    for name, given, belongs in (
+        ("damping", damping, ("gptq",)),
+        ("act_order", act_order, ("gptq",)),
+        ("clip", clip, ("awq",)),
+        ("smooth", smooth, ("w8a8",)),
+    ):
+        if given is not None and method not in belongs:
+            raise UsageError(f"{name} belongs to {', '.join(belongs)}, not to {method}")
+    size = (about.group_size if about.group_size is not None else -1) if group_size is None else group_size
+    if size not in (-1, 0) and (size < 32 or size & (size - 1)):
+        raise UsageError(f"group size {size} is not possible: 32, 64, 128, … or -1 for whole rows")
+    if size == 0 and method != "fp8":
+        raise UsageError("one scale for a whole matrix (group size 0) is for fp8 only")
+    if size > 0 and method == "fp8":
+        raise UsageError("fp8 has a scale for each row (group size -1) or for the whole matrix (0)")
+    even = (about.symmetric if about.symmetric is not None else True) if symmetric is None else symmetric
+    if layout == "awq" and (bits != 4 or even):
+        raise UsageError("the layout awq holds 4 bits with zeros: --bits 4 --asymmetric")
+    return Settings(
+        method,
+        bits,
+        size,
+        even,
+        layout,
+        damping=Settings.damping if damping is None else damping,
+        act_order=Settings.act_order if act_order is None else act_order,
+        clip=Settings.clip if clip is None else clip,
+        smooth=Settings.smooth if smooth is None else smooth,
+    )
+
+
+def _one_of(name: str, given: T | None, known: tuple[T, ...], method: str) -> T:
+    if given is None:
+        return known[0]
+    if given not in known:
+        raise UsageError(f"{method} with {name} {given} is not possible: {', '.join(map(str, known))}")
+    return given
+
+
+def layout_for(settings: Settings, grids: Mapping[str, Grid]) -> Layout:
+    """The layout of a folder whose layers, by their names in the file, have these grids.
+
+    UsageError where groups had to become smaller for some layers and the layout has one size for all.
+    """
+    sizes = {grid.group_size for grid in grids.values()}
+    if settings.layout == "bitsandbytes":
+        return BitsAndBytes(settings.bits)
+    if settings.layout in ("gptq", "awq"):
+        if len(sizes) > 1:
+            raise UsageError(
+                f"groups of {settings.group_size} do not divide the rows of every layer, and the layout "
+                f"{settings.layout} has one size for all: take --group-size {min(sizes)}, or the layout "
+                "compressed-tensors"
+            )
+        size = sizes.pop()
+        return AWQ(size) if settings.layout == "awq" else GPTQ(settings.bits, size, settings.symmetric)
+    groups = _groups(grids)
+    kind = {"fp8": "float-quantized", "w8a8": "int-quantized"}.get(settings.method, "pack-quantized")
+    return CompressedTensors(
+        kind,  # type: ignore[arg-type]
+        groups,
+        inputs=settings.inputs,  # type: ignore[arg-type]
+        act_order="static" if settings.method == "gptq" and settings.act_order else None,
+    )
+
+
+def _groups(grids: Mapping[str, Grid]) -> tuple[Weights, ...]:
+    """Layers by what they have in common; where a whole kind of layer is alike, one pattern names it."""
+    by_grid: dict[Grid, list[str]] = {}
+    by_kind: dict[str, set[Grid]] = {}
+    for name, grid in grids.items():
+        by_grid.setdefault(grid, []).append(name)
+        by_kind.setdefault(_kind(name), set()).add(grid)
+    if len(by_grid) == 1:
+        (grid,) = by_grid
+        return (Weights(grid.bits, grid.group_size, grid.symmetric),)
+    groups = []
+    for grid, names in by_grid.items():
+        targets = [f"re:.*{_kind(name)}$" if len(by_kind[_kind(name)]) == 1 else f"re:{name}$" for name in names]
+        groups.append(Weights(grid.bits, grid.group_size, grid.symmetric, tuple(dict.fromkeys(targets))))
+    return tuple(groups)
+
+
+def _kind(name: str) -> str:
+    """``model.layers.3.mlp.down_proj`` -> ``mlp.down_proj``: what stands behind the last number."""
+    return re.split(r"\.\d+\.", name)[-1]
