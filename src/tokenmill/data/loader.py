@@ -168,14 +168,14 @@ class Loader:
             else:
                 rows = [[int(index)] for index in picked]
             if self.shuffle:
-                rows = [rows[i] for i in _random(self.seed, epoch, window + 1).permutation(len(rows))]
+                rows = [rows[i] for i in random_of(self.seed, epoch, window + 1).permutation(len(rows))]
             self._window = ((epoch, window), rows)
         return self._window[1]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
             size = len(self.dataset)
-            order = _random(self.seed, epoch, 0).permutation(size) if self.shuffle else np.arange(size)
+            order = random_of(self.seed, epoch, 0).permutation(size) if self.shuffle else np.arange(size)
             self._order = (epoch, order)
         return self._order[1]
 
@@ -235,6 +235,6 @@ class Loader:
         return Loader(self.dataset, **{name: getattr(self, name) for name in names})
 
 
-def _random(seed: int, epoch: int, stream: int) -> np.random.Generator:
+def random_of(seed: int, epoch: int, stream: int) -> np.random.Generator:
     """A generator that is the same on every machine and independent of those with other numbers."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, stream])))

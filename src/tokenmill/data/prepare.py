@@ -84,13 +84,13 @@ def load_splits(
         prompts=config.prompts,
         add_eos=config.add_eos,
     )
-    sources = _sources(config.path)
+    sources = sources_of(config.path)
     files = _token_files(config, sources, renderer, kind, progress)
     _read_findings(report, files, config)
     train, held_out = _split(files, config)
     other = files
     if config.eval is not None:
-        other = _token_files(config, _sources(config.eval), renderer, kind, progress)
+        other = _token_files(config, sources_of(config.eval), renderer, kind, progress)
         _read_findings(report, other, config)
         held_out = np.arange(len(other.documents))
     truncate = _truncate(config, files, kind)
@@ -126,7 +126,8 @@ def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
     )
 
 
-def _sources(path: Any) -> list[Source]:
+def sources_of(path: Any) -> list[Source]:
+    """What ``data.path`` means: one source or several."""
     if path is None:
         raise ConfigError("no data: give data=FILE")
     given = path if isinstance(path, list) else [path]
@@ -155,7 +156,7 @@ def _split(files: TokenFiles, config: DataConfig) -> tuple[np.ndarray, np.ndarra
         return numbers, numbers[:0]
     rows = ~held_out & ~_texts(files)
     if rows.any():
-        draw = _draw(files.documents["content"], config.seed)
+        draw = draw_of(files.documents["content"], config.seed)
         chosen = rows & (draw < config.eval_share)
         if not chosen.any() and len(np.unique(files.documents["content"][rows])) > 1:
             chosen = rows & (draw == draw[rows].min())  # so few rows that none was drawn: the nearest one
@@ -169,7 +170,7 @@ def _texts(files: TokenFiles) -> np.ndarray:
     return plain[files.documents["file"]] if len(plain) else np.zeros(0, bool)
 
 
-def _draw(content: np.ndarray, seed: int) -> np.ndarray:
+def draw_of(content: np.ndarray, seed: int) -> np.ndarray:
     """A number in [0, 1) for every document that follows from its content and the seed (splitmix64's mixing)."""
     with np.errstate(over="ignore"):
         x = content + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)

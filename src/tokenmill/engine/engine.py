@@ -27,6 +27,7 @@ from tokenmill.engine.request import Request, Step
 from tokenmill.engine.runner import TorchPass, run
 from tokenmill.engine.sampler import Sampler
 from tokenmill.engine.scheduler import Scheduler, Work
+from tokenmill.models.packing import can_pack
 from tokenmill.nn.cost import kv_bytes_per_token
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.linear import Linear, LinearLayer
@@ -94,7 +95,9 @@ class Engine:
     """Serves many requests with one model. Not thread-safe: one thread owns it.
 
     ``deterministic``: a request's logits are the same to the last bit whatever else is in the batch, at the price that
-    ``ops/batch_invariant.py`` tells. ``kv_cache_dtype``: see :data:`CACHE_DTYPES`.
+    ``ops/batch_invariant.py`` tells. ``kv_cache_dtype``: see :data:`CACHE_DTYPES`. ``trained``: the model is trained
+    between steps, and :meth:`refresh` says when; its adapters stay as they are on now. Where the native kernels can
+    compute it, they do so with its weights in their own layout, as ``matrices`` (default: the weights' own type).
     """
 
     def __init__(
@@ -110,6 +113,8 @@ class Engine:
         prefix_caching: bool = True,
         deterministic: bool = False,
         kv_cache_dtype: str = "auto",
+        trained: bool = False,
+        matrices: torch.dtype | None = None,
     ) -> None:
         self.model = model
         cache = cache_dtype_of(kv_cache_dtype)
@@ -120,16 +125,17 @@ class Engine:
             # where angles depend on the prompt's length, a cached beginning was computed for another length
             prefix_caching = prefix_caching and not any(rotary.by_length for rotary in model.rotaries.values())
         wanted = max_length or model.config.max_position
-        packed = is_packed(model)
+        packed = is_packed(model) or (trained and can_pack(model, model.device))
         block_size = block_size or (native_pass.BLOCK_SIZE if packed else BLOCK_SIZE)
         if cache == torch.int8 and not packed:
             raise native_pass.no_int8(why_not() or "its weights are not in the kernels' layout")
-        stored = native_pass.cache_dtype(model, cache) if packed else cache or model.dtype
+        stored = native_pass.cache_dtype(model, cache, matrices) if packed else cache or model.dtype
         blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size, cached_bytes(model, stored))
         self.pool = BlockPool(blocks, block_size)
         recorded = None
         if packed:
-            recorded = native_pass.record(model, blocks, block_size, deterministic=deterministic, cache=cache)
+            how = {"deterministic": deterministic, "trained": trained, "matrices": matrices}
+            recorded = native_pass.record(model, blocks, block_size, cache=cache, **how)
         if recorded is not None:
             max_tokens_per_step = min(max_tokens_per_step, native_pass.MAX_ROWS)
         self.scheduler = Scheduler(
@@ -147,6 +153,17 @@ class Engine:
     def keep_pace(self) -> None:
         """From now on prompts are read in chunks that leave those who read along their pace (see ``pace``)."""
         self.scheduler.pace = Pace()
+
+    def refresh(self) -> None:
+        """The weights have changed: compute with the new ones, and forget what the old ones computed."""
+        self.check_idle()
+        self.pool.clear_cache()
+        self._passes.refresh()
+
+    @property
+    def native(self) -> bool:
+        """Whether the native kernels run the model."""
+        return not isinstance(self._passes, TorchPass)
 
     @property
     def idle(self) -> bool:

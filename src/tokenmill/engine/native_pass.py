@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from tokenmill.core.log import get_logger
 from tokenmill.engine.scheduler import Work
 from tokenmill.nn.context import How
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.embedding import Embedding
+from tokenmill.nn.linear import Linear
 from tokenmill.nn.packed import PackedEmbedding, PackedLinear
-from tokenmill.ops.packed import kernels
+from tokenmill.ops.cross_entropy import finish_logits
+from tokenmill.ops.packed import FLOATS, Packed, kernels, packed_linear
 from tokenmill.ops.program import CannotRecord, Indices, Recorder, Symbol
 
 log = get_logger(__name__)
@@ -29,12 +33,16 @@ SCALE_BYTES = 4  # an int8 cache has a float32 scale for each head and position,
 _Packed = (PackedLinear, PackedEmbedding)
 
 
-def cache_dtype(model: nn.Module, wanted: torch.dtype | None = None) -> torch.dtype:
+def cache_dtype(
+    model: nn.Module, wanted: torch.dtype | None = None, matrices: torch.dtype | None = None
+) -> torch.dtype:
     """What is wanted, else float32 for float32 weights, so that they compute what torch computes; else bfloat16, half
-    the memory to read."""
+    the memory to read. ``matrices``: what plain matrices become."""
     if wanted is not None:
         return wanted
     kinds = {module.packed.kind for module in model.modules() if isinstance(module, _Packed)}
+    plain = {matrices or module.weight.dtype for module in model.modules() if type(module) is Linear}
+    kinds |= {FLOATS.get(dtype, "") for dtype in plain}
     return torch.float32 if kinds <= {"F32"} else torch.bfloat16
 
 
@@ -68,7 +76,11 @@ class _Recording:
 
 
 class NativePass:
-    """A model with packed weights, recorded, and its cache. CannotRecord where the model does what no kernel does."""
+    """A model with packed weights, recorded, and its cache. CannotRecord where the model does what no kernel does.
+
+    ``trained``: plain weights are packed beside the model (as ``matrices``, by default in their own type), those of
+    the adapters that are on now included, and again by :meth:`refresh`; what is frozen only once.
+    """
 
     def __init__(
         self,
@@ -78,13 +90,16 @@ class NativePass:
         *,
         deterministic: bool = False,
         cache: torch.dtype | None = None,
+        trained: bool = False,
+        matrices: torch.dtype | None = None,
     ) -> None:
         if block_size % BLOCK_SIZE:
             raise CannotRecord(f"blocks of {block_size} positions, no multiple of {BLOCK_SIZE}")
-        if model.prompt is not None or any(hasattr(module, "adapters") for module in model.modules()):
+        adapted = not trained and any(hasattr(module, "adapters") for module in model.modules())
+        if model.prompt is not None or adapted:
             raise CannotRecord("adapters, which may be switched at any time")
         self.model, self.block_size, self._deterministic = model, block_size, deterministic
-        dtype = cache_dtype(model, cache)
+        dtype = cache_dtype(model, cache, matrices)
         extra = SCALE_BYTES if dtype == torch.int8 else 0
 
         def room(heads: int, size: int) -> Tensor:
@@ -92,10 +107,10 @@ class NativePass:
 
         parts = [layer.attention for layer in model.config.layers]
         layers = [(room(a.num_kv_heads, a.head_dim), room(a.num_kv_heads, a.head_dim)) for a in parts]
-        recorder = Recorder(MAX_ROWS)
+        recorder = Recorder(MAX_ROWS, matrices)
         context = _Recording(recorder, layers, block_size)
         try:
-            with torch.inference_mode():
+            with torch.enable_grad():  # what is computed from trained weights shows it
                 hidden: object = model.hidden(Indices(recorder, positions=False), context)  # type: ignore[arg-type]
         except (AttributeError, TypeError, KeyError) as error:  # what a symbol cannot do
             raise CannotRecord(str(error)) from error
@@ -103,6 +118,23 @@ class NativePass:
             raise CannotRecord("the pass did not end in a hidden state")
         self._recorder, self._hidden = recorder, hidden
         self._rows = hidden.buffer.memory.view(MAX_ROWS, hidden.width)
+        head: nn.Module = model.embed if model.head is None else model.head
+        self._head: Packed | None = None
+        if trained and type(head) in (Embedding, Linear):
+            self._head = recorder.matrix_of(cast(Tensor, head.weight))
+            self._bias_V = cast("Tensor | None", getattr(head, "bias", None))
+
+    def refresh(self) -> None:
+        """Take over the weights that were trained since."""
+        self._recorder.refresh()
+
+    def logits(self, hidden_TC: Tensor) -> Tensor:
+        """As :meth:`Decoder.logits`, of the same weights as the pass."""
+        config = self.model.config
+        if self._head is None:
+            return self.model.logits(hidden_TC)
+        logits_TV = packed_linear(hidden_TC, self._head, self._bias_V)
+        return finish_logits(logits_TV, config.logit_scale, config.logit_softcap)
 
     def hidden(self, work: Sequence[Work]) -> Tensor:
         """Hidden states [T, C] of the scheduled tokens; valid until the next pass."""
@@ -139,14 +171,15 @@ class NativePass:
 
 
 def record(
-    model: Decoder, num_blocks: int, block_size: int, *, deterministic: bool = False, cache: torch.dtype | None = None
+    model: Decoder, num_blocks: int, block_size: int, *, cache: torch.dtype | None = None, **how: Any
 ) -> NativePass | None:
     """A native pass over a packed model, or None (and the reason in the log) where it cannot be recorded.
 
-    UsageError where an int8 cache is wanted and there is no native pass to read it.
+    ``how``: as :class:`NativePass` takes it. UsageError where an int8 cache is wanted and there is no native pass to
+    read it.
     """
     try:
-        return NativePass(model, num_blocks, block_size, deterministic=deterministic, cache=cache)
+        return NativePass(model, num_blocks, block_size, cache=cache, **how)
     except CannotRecord as reason:
         if cache == torch.int8:
             raise no_int8(str(reason)) from None

@@ -65,6 +65,14 @@ class Passes(Protocol):
         """Hidden states [T, C] of the scheduled tokens; their keys and values are in the cache then."""
         ...
 
+    def logits(self, hidden_TC: Tensor) -> Tensor:
+        """Scores [T, V] of hidden states."""
+        ...
+
+    def refresh(self) -> None:
+        """Take over weights that have changed."""
+        ...
+
 
 class TorchPass:
     """Runs a model's own code on torch. Memory of the cache is claimed when it is first written.
@@ -86,6 +94,13 @@ class TorchPass:
         row = torch.tensor(tokens, device=self.model.device)
         return self.model.hidden(row, Paged(self, work, self.model.device))
 
+    def logits(self, hidden_TC: Tensor) -> Tensor:
+        """The model's own."""
+        return self.model.logits(hidden_TC)
+
+    def refresh(self) -> None:
+        """Nothing to do: it computes with the very weights."""
+
 
 @torch.inference_mode()
 def run(model: Decoder, passes: Passes, work: Sequence[Work]) -> Tensor:
@@ -95,4 +110,4 @@ def run(model: Decoder, passes: Passes, work: Sequence[Work]) -> Tensor:
         score_prompt(model, piece.sequence.request, piece.start, hidden_QC)
     ends = accumulate(piece.count for piece in work)
     wanted = [end - 1 for piece, end in zip(work, ends, strict=True) if piece.last]
-    return model.logits(hidden_TC[wanted])
+    return passes.logits(hidden_TC[wanted])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.request import Logprobs, Request
-from tokenmill.ops.sampling import apply_bias, apply_penalties, sample
+from tokenmill.ops.sampling import GREEDY_BELOW, apply_bias, apply_penalties, candidates, sample
 
 
 class Sampler:
@@ -54,15 +54,11 @@ class Sampler:
             logits_V = logits_V.masked_fill(~allowed_V, float("-inf"))
         if not math.isfinite(float(logits_V.max())):
             raise _nothing_left(raw_V)
-        token = sample(
-            logits_V,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            typical_p=params.typical_p,
-            generator=self.generator,
-        )
+        how = {name: getattr(params, name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
+        token = sample(logits_V, **how, generator=self.generator)
+        if params.drawn_logprobs and params.temperature >= GREEDY_BELOW:
+            values_C, ids_C = candidates(logits_V, **how)
+            raw_V = values_C if ids_C is None else torch.full_like(logits_V, -math.inf).index_copy(0, ids_C, values_C)
         return token, _logprobs(raw_V, token, params.logprobs)
 
 

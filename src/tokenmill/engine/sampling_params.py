@@ -58,6 +58,8 @@ class SamplingParams:
     """At most this many new tokens; None is up to the end of the context."""
     logprobs: int | None = None
     """Report the log-probability of each token and of this many most likely ones, before any of the above."""
+    drawn_logprobs: bool = False
+    """``logprobs`` are of the distribution that was drawn from, temperature and all else included."""
     prompt_logprobs: int | None = None
     """The same for each token of the prompt, which is then computed whole, without what is cached of it."""
     include_stop_str_in_output: bool = False
@@ -149,6 +151,7 @@ _CHECKS = (
     ("max_tokens", "a whole number, 0 or more, or None", _or_none(_whole(0))),
     ("logprobs", f"a whole number from 0 to {MAX_LOGPROBS}, or None", _or_none(_whole(0, MAX_LOGPROBS))),
     ("prompt_logprobs", f"a whole number from 0 to {MAX_LOGPROBS}, or None", _or_none(_whole(0, MAX_LOGPROBS))),
+    ("drawn_logprobs", "true or false", lambda v: isinstance(v, bool)),
     ("ignore_eos", "true or false", lambda v: isinstance(v, bool)),
     ("include_stop_str_in_output", "true or false", lambda v: isinstance(v, bool)),
     ("skip_special_tokens", "true or false", lambda v: isinstance(v, bool)),

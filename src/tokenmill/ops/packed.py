@@ -64,13 +64,18 @@ class Packed:
         return packed
 
     @classmethod
-    def from_floats(cls, weight_OI: Tensor) -> Packed:
-        """From a float32 or bfloat16 matrix."""
-        packed = cls(FLOATS[weight_OI.dtype], *weight_OI.shape)
-        weight_OI = weight_OI.detach().contiguous()
-        here = kernels()
-        here.module.pack_rows(here.pool, packed.handle, weight_OI.data_ptr())
+    def from_floats(cls, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Packed:
+        """From a float32 or bfloat16 matrix, as one of ``dtype`` (default: its own)."""
+        packed = cls(FLOATS[dtype or weight_OI.dtype], *weight_OI.shape)
+        packed.fill(weight_OI)
         return packed
+
+    def fill(self, weight_OI: Tensor) -> None:
+        """Put a float matrix of this shape into a packed float matrix."""
+        kind = next(dtype for dtype, name in FLOATS.items() if name == self.kind)
+        weight_OI = weight_OI.detach().to(kind).contiguous()
+        here = kernels()
+        here.module.pack_rows(here.pool, self.handle, weight_OI.data_ptr())
 
     @classmethod
     def from_codes(cls, codes_OI: Tensor, scales_OG: Tensor, minima_OG: Tensor | None, bits: int) -> Packed:

@@ -100,11 +100,13 @@ class Buffer:
 class Recorder:
     """Writes the steps of one program. Its methods are named after the operations whose calls they record."""
 
-    def __init__(self, max_rows: int) -> None:
-        self.max_rows = max_rows
+    def __init__(self, max_rows: int, matrices: torch.dtype | None = None) -> None:
+        """``matrices``: what plain matrices are packed as, their own type by default."""
+        self.max_rows, self.matrices = max_rows, matrices
         self.program = kernels().module.Program(max_rows)
         self.free: dict[int, list[Tensor]] = {}
         self._kept: list[Any] = []
+        self._derived: list[tuple[Tensor, Packed | Tensor]] = []
 
     def kept(self, thing: Any) -> Any:
         """Keep something alive as long as the program, which only knows its address."""
@@ -122,12 +124,31 @@ class Recorder:
 
     def _constant(self, values: Tensor) -> int:
         """The address of a vector in float32."""
-        return int(self.kept(values.detach().to("cpu", torch.float32).contiguous()).data_ptr())
+        self._check(values)
+        vector = self.kept(values.detach().to("cpu", torch.float32).contiguous())
+        if vector.data_ptr() != values.data_ptr():
+            self._derived.append((values, vector))
+        return int(vector.data_ptr())
+
+    @staticmethod
+    def _check(values: Tensor) -> None:
+        if values.requires_grad and not values.is_leaf:
+            raise CannotRecord("weights computed from others that are trained")
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now. What is frozen has not changed since it was recorded."""
+        for weight, derived in self._derived:
+            if not weight.requires_grad:
+                continue
+            if isinstance(derived, Packed):
+                derived.fill(weight)
+            else:
+                derived.copy_(weight.detach())
 
     # the operations of ops/, with their signatures
 
     def embedding(self, indices: Indices, weight: Tensor | Packed) -> Symbol:
-        packed = self._matrix(weight)
+        packed = self.matrix_of(weight)
         y = self._new(packed.shape[1])
         self.program.embed(packed.handle, indices.positions, y.at)
         return y
@@ -139,14 +160,21 @@ class Recorder:
         return y
 
     def linear(self, x: Symbol, weight: Tensor, bias: Tensor | None = None) -> Symbol:
-        return self.packed_linear(x, self._matrix(weight), bias)
+        return self.packed_linear(x, self.matrix_of(weight), bias)
 
-    def _matrix(self, weight: Tensor | Packed) -> Packed:
+    def matrix_of(self, weight: Tensor | Packed) -> Packed:
+        """A matrix in the kernels' layout; the same one for the same weight."""
         if isinstance(weight, Packed):
             return weight
+        for known, packed in self._derived:
+            if known is weight and isinstance(packed, Packed):
+                return packed
         if weight.dtype not in FLOATS:
             raise CannotRecord(f"weights in {weight.dtype}")
-        return self.kept(Packed.from_floats(weight))
+        self._check(weight)
+        packed: Packed = self.kept(Packed.from_floats(weight, self.matrices))
+        self._derived.append((weight, packed))
+        return packed
 
     def rms_norm(self, x: Symbol, weight: Tensor, eps: float) -> Symbol:
         y, size = self._new(*x.shape[1:]), x.shape[-1]

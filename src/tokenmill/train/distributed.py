@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ class World:
         torch.distributed.all_reduce(together)
         return together.tolist()
 
+    def most(self, value: float) -> float:
+        """The largest over all processes."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(value, dtype=torch.float64, device=_message_device())
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return float(largest)
+
     def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, which must give the same ones in the same order."""
         if self.size == 1:
@@ -47,6 +56,14 @@ class World:
             bucket.append(tensor)
         if bucket:
             _sum_bucket(bucket)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gives, by rank, everywhere."""
+        if self.size == 1:
+            return [value]
+        said: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(said, value)
+        return said
 
     def same_text(self, text: str) -> str:
         """What the first process says, everywhere."""

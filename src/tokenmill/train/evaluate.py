@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.train.distributed import World
-from tokenmill.train.objectives.base import Loss, Objective
+from tokenmill.train.objectives.base import Loss, Metric, Most, Objective
 
 NO_LABEL = -100
 
@@ -75,6 +75,7 @@ class Means:
         self.count = 0
         self._loss, self._nll, self._num_nll = 0.0, 0.0, 0
         self._sums: dict[str, list[float]] = {}
+        self._most: dict[str, float] = {}
 
     def add(self, loss: Loss, num_nll: int) -> None:
         """One batch more."""
@@ -85,6 +86,9 @@ class Means:
             self._nll += float(loss.nll.detach())
             self._num_nll += num_nll
         for name, value in loss.metrics.items():
+            if isinstance(value, Most):
+                self._most[name] = max(value.value, self._most.get(name, -math.inf))
+                continue
             total, count = value if isinstance(value, tuple) else (value, float(loss.count))
             sums = self._sums.setdefault(name, [0.0, 0.0])
             sums[0] += total
@@ -96,8 +100,10 @@ class Means:
         flat = [value for name in names for value in self._sums.get(name, (0.0, 0.0))]
         loss, count, nll, num_nll, *flat = world.sum([self._loss, float(self.count), self._nll, self._num_nll, *flat])
         means = {name: flat[2 * i] / max(flat[2 * i + 1], 1.0) for i, name in enumerate(names)}
+        most = world.same_text("\n".join(sorted(self._most))).split()
+        means |= {name: world.most(self._most.get(name, -math.inf)) for name in most}
         return loss / max(count, 1.0) + nll / max(num_nll, 1.0), means
 
 
-def _value(metric: float | tuple[float, float]) -> float:
-    return metric[0] if isinstance(metric, tuple) else metric
+def _value(metric: Metric) -> float:
+    return metric[0] if isinstance(metric, tuple) else metric.value if isinstance(metric, Most) else metric

@@ -55,6 +55,8 @@ class Settings:
     scale_loss: bool = False
     """float16: multiply the loss, see :class:`~tokenmill.train.safety.LossScale`."""
     eval_every: int = 0
+    eval_first: bool = False
+    """Also before the first step: what is measured there is what a gain is a gain over."""
     sample_every: int = 0
     early_stop: int = 0
     save_every: int = 0
@@ -138,6 +140,8 @@ class Loop:
             self.network.train()
             batches = iter(self.source)
             reason = "finished"
+            if self.settings.eval_first and self.progress.step == 0 and self._evaluate():
+                self.save()
             while self.progress.step < self.schedule.total:
                 rolled_back, stopping = self._step(batches, stop)
                 if rolled_back:

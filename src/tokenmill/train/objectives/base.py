@@ -15,18 +15,29 @@ from torch import Tensor, nn
 from tokenmill.train.distributed import World
 
 
+@dataclass(frozen=True)
+class Most:
+    """A metric of which the largest counts, instead of the mean."""
+
+    value: float
+
+
+Metric = float | tuple[float, float] | Most
+
+
 @dataclass
 class Loss:
     """``sum``: a scalar with a gradient, summed over ``count`` valid tokens, or samples; ``metrics``: sums to report.
 
     A metric is divided by the step's count like the loss, so a share of tokens is reported by summing ones; one that
-    is given as ``(sum, count)`` is divided by a count of its own. ``nll`` is a second part of the loss, which is
-    divided by the ``num_nll`` of the step's batches: likelihood, a mean over tokens, beside a mean over samples.
+    is given as ``(sum, count)`` is divided by a count of its own, and of :class:`Most` the largest is reported.
+    ``nll`` is a second part of the loss, which is divided by the ``num_nll`` of the step's batches: likelihood, a mean
+    over tokens, beside a mean over samples.
     """
 
     sum: Tensor
     count: int
-    metrics: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     nll: Tensor | None = None
 
 

@@ -1,0 +1,35 @@
+"""What takes the place of the data loader where batches are made while training: rollouts, by ``align``.
+
+``train`` knows no engine. Who does hands in a :data:`Feeds`, and the loop runs over what it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenmill.models.load import Model
+from tokenmill.store import Store
+from tokenmill.train.distributed import World
+from tokenmill.train.evaluate import Evaluation
+from tokenmill.train.watch_protocol import Sample
+
+if TYPE_CHECKING:
+    from tokenmill.train.loop import Source
+    from tokenmill.train.plan import Plan
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The parts of a loop that go with batches of one's own."""
+
+    source: Source
+    evaluation: Callable[[], Evaluation] | None = None
+    """Of the model as it is now, on held-out data."""
+    samples: Callable[[int], Iterable[Sample]] | None = None
+    """Texts to show, for a step."""
+
+
+Feeds = Callable[["Plan", Model, World, "Store | None"], Feed]
+"""Makes the feed of a plan over its model, before a checkpoint is loaded."""
