@@ -41,7 +41,7 @@ def teacher_of(temperature: float, top: bool, width: int = V) -> tuple[Tensor, T
     if not top:
         return scores_TW, lambda rows: Taught(scores_TW[rows])
     values_TK, ids_TK = torch.log_softmax(scores_TW / temperature, -1).topk(K)
-    return scores_TW, lambda rows: Taught(values_TK[rows], ids_TK[rows])
+    return scores_TW, lambda rows: Taught(values_TK[rows], ids_TK[rows], width)
 
 
 def textbook(logq: Tensor, logp: Tensor, kind: str, beta: float) -> Tensor:

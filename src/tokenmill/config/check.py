@@ -21,6 +21,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
     yield from _length(recipe)
     yield from _shape(recipe)
     yield from _comparing(recipe)
+    yield from _distilling(recipe)
     yield from _without_effect(recipe)
 
 
@@ -107,6 +108,20 @@ def _comparing(r: Recipe) -> Iterator[Problem]:
         )
 
 
+def _distilling(r: Recipe) -> Iterator[Problem]:
+    if r.objective != "distill":
+        return
+    if r.distill.teacher is None:
+        yield ("distill.teacher",), "objective=distill needs a teacher (distill.teacher=NAME)"
+    if r.distill.top_k and r.distill.hidden_weight:
+        yield (
+            ("distill.top_k", "distill.hidden_weight"),
+            "distill.top_k keeps lists of tokens and lets the teacher go, hidden_weight needs it in every step",
+        )
+    if not r.distill.weight and not r.distill.hidden_weight:
+        yield ("distill.weight",), "distill.weight=0 without hidden_weight learns nothing from the teacher"
+
+
 _LORA = ("rank", "alpha", "rslora", "lora_plus", "dropout")
 _ADAPTER = {
     "lora": (*_LORA, "targets", "layers"),
@@ -124,6 +139,7 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
     muon, wsd = r.optimizer == "muon", r.schedule == "wsd"
     span, mlm = r.objective == "span", r.objective == "mlm"
     off = r.safety_spike == "off"
+    distill, jsd = r.objective == "distill", r.distill.divergence == "jsd"
     comparing, dpo, simpo, kto = (
         r.objective in COMPARING,
         r.objective == "dpo",
@@ -147,7 +163,7 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("corrupt.span_length", span, "objective=span"),
         ("data.eval_share", r.data.eval is None, "no data.eval"),
         ("packing", not span, "a decoder or encoder alone"),
-        ("z_loss", not comparing, "an objective that learns from likelihood"),
+        ("z_loss", not comparing and not distill, "an objective that learns from likelihood alone"),
         ("data.train_on", not comparing, "an objective that learns from likelihood; here it is the answer"),
         ("data.format", not comparing, "rows of documents; here they are recognised by their keys"),
         ("data.text_field", not comparing, "rows of documents"),
@@ -160,6 +176,8 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("preference.undesirable_weight", kto, "objective=kto"),
         ("preference.reference", r.objective in REFERENCED, "an objective with a reference (dpo, kto)"),
         ("reward.center", r.objective == "reward", "objective=reward"),
+        *((f"distill.{name}", distill, "objective=distill") for name in type(r.distill).model_fields if name != "beta"),
+        ("distill.beta", distill and jsd, "objective=distill and distill.divergence=jsd"),
     ]
     defaults = Recipe()
     for key, has_effect, when in rules:

@@ -180,3 +180,25 @@ class RewardConfig(Part):
     center: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the squared sum of a pair's two rewards: it keeps them around zero, which the comparison alone leaves
     open (Eisenstein 2023; 0.01)."""
+
+
+class DistillConfig(Part):
+    """How a student learns from a teacher: the objective distill."""
+
+    teacher: str | None = None
+    """The model that is learned from: a store name, a folder, a ``.gguf`` file. Its tokenizer is the student's."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """The distance of their next-token distributions: from the teacher (the student covers all that it may say), from
+    the student (which settles on the likeliest of it), or the generalised Jensen-Shannon divergence between."""
+    beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """jsd: the teacher's share of the mixture that both are compared with (GKD, arXiv 2306.13649)."""
+    temperature: Positive = 1.0
+    """Both distributions are flattened by it; the divergence is multiplied by its square (Hinton 2015)."""
+    weight: Share = 0.9
+    """Of the divergence; the data's own cross-entropy has the rest of 1."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Learn from so many of the teacher's likeliest tokens and one tail for all others, computed once before the first
+    step and kept on disk, after which the teacher is let go; 0 asks the teacher in every step for all tokens."""
+    hidden_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the distance between hidden states, as a share of the teacher's squared: layer i of the student learns
+    from the teacher's layer at the same share of the depth, through a learned matrix where their widths differ."""

@@ -16,6 +16,7 @@ from tokenmill.config.parts import (
     CorruptConfig,
     Count,
     DataConfig,
+    DistillConfig,
     Part,
     Positive,
     PreferenceConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "AdapterConfig",
     "CorruptConfig",
     "DataConfig",
+    "DistillConfig",
     "PreferenceConfig",
     "Recipe",
     "RewardConfig",
@@ -38,7 +40,7 @@ __all__ = [
     "Source",
 ]
 
-Objective = Literal["next_token", "sft", "mlm", "span", "dpo", "simpo", "orpo", "kto", "reward"]
+Objective = Literal["next_token", "sft", "mlm", "span", "dpo", "simpo", "orpo", "kto", "reward", "distill"]
 COMPARING = ("dpo", "simpo", "orpo", "kto", "reward")
 """Objectives that learn from compared answers."""
 REFERENCED = ("dpo", "kto")
@@ -58,7 +60,8 @@ class Recipe(Part):
     """The recipe's name: it goes into the run folder's."""
     objective: Objective = "next_token"
     """What is learned: the next token of everything, of what an assistant says (sft), masked tokens, lost spans; from
-    compared answers a policy (dpo, simpo, orpo, kto) or a model that scores answers (reward)."""
+    compared answers a policy (dpo, simpo, orpo, kto) or a model that scores answers (reward); from another model's
+    distribution of the next token what that one knows (distill)."""
     model: str | None = None
     """The model to begin with: a store name, a folder, a ``.gguf`` file. Without it a new one of ``size``/``shape``."""
     size: str | Count | None = None
@@ -78,6 +81,8 @@ class Recipe(Part):
     """How answers are compared by dpo, simpo, orpo and kto."""
     reward: RewardConfig = Field(default_factory=RewardConfig)
     """How a reward model learns."""
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    """What a student learns from its teacher."""
     adapter: AdapterConfig | None = None
     """Train only this part; None trains all weights."""
     quantize: Literal["nf4"] | None = None

@@ -105,7 +105,7 @@ def samples_of(model: Model, plan: Plan) -> Callable[[int], Iterable[Sample]] | 
         model.network,
         plan.tokenizer,
         recipe.sample_prompts,
-        chat=recipe.objective == "sft" or recipe.objective in COMPARING,
+        chat=recipe.objective in ("sft", "distill", *COMPARING),
         max_tokens=recipe.sample_tokens,
         seed=recipe.seed,
         held_out=plan.splits.eval,

@@ -43,6 +43,12 @@ class Taught(NamedTuple):
     """Its scores [R, W] as its head gives them; or, with ``ids``, log-probabilities [R, K] at the temperature."""
     ids: Tensor | None = None
     """The tokens [R, K] that it names, int64; each once."""
+    width: int | None = None
+    """With ``ids``: how many tokens its distribution is over; None is as many as the student has rows."""
+
+    def known(self, vocabulary: int) -> int:
+        """How many of so many scores of a student stand for tokens that the teacher knows: W."""
+        return self.values.shape[-1] if self.ids is None else self.width or vocabulary
 
 
 Teacher = Callable[[Tensor], Taught]
@@ -116,8 +122,7 @@ def _categories(logq_RW: Tensor, taught: Taught, temperature: float) -> tuple[Te
 
 def divergence(scores_RV: Tensor, taught: Taught, how: Divergence) -> Tensor:
     """The plain divergence of every row [R] from finished scores, by autograd; without the factor τ²."""
-    known_RW = scores_RV if taught.ids is not None else scores_RV[:, : taught.values.shape[-1]]
-    logq_RW = torch.log_softmax(known_RW / how.temperature, -1)
+    logq_RW = torch.log_softmax(scores_RV[:, : taught.known(scores_RV.shape[-1])] / how.temperature, -1)
     return _terms(*_categories(logq_RW, taught, how.temperature), how)[0]
 
 
@@ -234,11 +239,11 @@ def _rows(
     for begin in range(0, rows, together):
         here = slice(begin, begin + together)
         finished_RV = finish_logits(scores_RV[here].to(nll_R.dtype), scale, softcap)
-        said = Taught(taught.values[here], None if taught.ids is None else taught.ids[here])
+        said = Taught(taught.values[here], None if taught.ids is None else taught.ids[here], taught.width)
         logq_RV = torch.log_softmax(finished_RV, -1)
         labels_R1 = labels_R[here, None]
         nll_R[here] = -logq_RV.gather(-1, labels_R1)[:, 0]
-        width = vocabulary if said.ids is not None else said.values.shape[-1]
+        width = said.known(vocabulary)
         as_is = how.temperature == 1.0 and width == vocabulary
         logq_RW = logq_RV if as_is else torch.log_softmax(finished_RV[:, :width] / how.temperature, -1)
         divergence_R[here], d_RW = _slopes(logq_RW, said, how)

@@ -35,9 +35,12 @@ class Derivations:
 def new_model(recipe: Recipe, found: Derivations, store: Store | None) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer, and the configuration that a model of this size has."""
     wanted = sizes.target_parameters(recipe.size) if recipe.size is not None else None
-    if recipe.tokenizer is not None:
-        folder = Path(recipe.tokenizer)  # a folder may hold a tokenizer alone, which no store would take for a model
-        tokenizer = load_tokenizer(folder if folder.is_dir() else recipe.tokenizer, store=store)
+    name = recipe.tokenizer
+    if name is None and recipe.objective == "distill":
+        name = found.put("tokenizer", recipe.distill.teacher, "the teacher's")
+    if name is not None:
+        folder = Path(name)  # a folder may hold a tokenizer alone, which no store would take for a model
+        tokenizer = load_tokenizer(folder if folder.is_dir() else name, store=store)
     elif shards := shard_folders(paths_of(recipe.data)):
         if recipe.vocab_size is not None:
             raise ConfigError(f"vocab_size={recipe.vocab_size} has no effect here: the tokens of {shards[0]} are there")

@@ -29,8 +29,8 @@ from tokenmill.text.tokenizer import Tokenizer
 from tokenmill.train.memory import memory_needed
 from tokenmill.train.new_model import ROW, Derivations, new_model
 
-CAUSAL = ("next_token", "sft")
-"""Objectives whose loss is the likelihood of the tokens that follow."""
+CAUSAL = ("next_token", "sft", "distill")
+"""Objectives whose evaluation is the likelihood of the tokens that follow."""
 WHOLE = ("mlm", "span", "reward")
 """Objectives that read whole texts: their labels are made elsewhere, or there are none."""
 MICRO_TOKENS = 8192

@@ -28,6 +28,7 @@ from tokenmill.data.prepare import KEEP_DAYS
 from tokenmill.models import load_model, load_tokenizer
 from tokenmill.models.load import Model
 from tokenmill.store import Store
+from tokenmill.text.same import differences
 from tokenmill.train.distributed import World
 from tokenmill.train.objectives.logprobs import answer_logprobs
 from tokenmill.train.plan import Plan
@@ -95,9 +96,9 @@ class _Reference:
         if self._other is None:
             name = recipe.preference.reference
             theirs = load_tokenizer(name, store=self.store)
-            if theirs.vocab_size != self.plan.tokenizer.vocab_size or _differ(theirs, self.plan.tokenizer):
+            if odd := differences(theirs, self.plan.tokenizer):
                 raise ConfigError(f"preference.reference={name} has another tokenizer than {recipe.model}: their "
-                                  "log-probabilities cannot be compared")  # fmt: skip
+                                  "log-probabilities cannot be compared: " + "; ".join(odd))  # fmt: skip
             device = pick_device(recipe.device)
             dtype = pick_dtype(recipe.dtype, device, None, 0)
             self._other = load_model(name, device=device, dtype=dtype, store=self.store)
@@ -113,7 +114,7 @@ class _Reference:
         network.eval()
         try:
             with switch_of(model).off():
-                for indices in _groups(dataset)[self.world.rank :: self.world.size]:
+                for indices in groups_of_samples(dataset.lengths)[self.world.rank :: self.world.size]:
                     batch = collate([dataset[i] for i in indices], 0).to(network.device)
                     values_N2[indices] = answer_logprobs(network, batch).view(-1, 2).float().cpu()
         finally:
@@ -122,16 +123,12 @@ class _Reference:
         return values_N2.numpy()
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return any(one.id_to_token(i) != other.id_to_token(i) for i in range(one.vocab_size))
-
-
-def _groups(dataset: Compared) -> list[list[int]]:
-    """Samples that go through the model together, of like lengths."""
+def groups_of_samples(lengths: np.ndarray) -> list[list[int]]:
+    """Samples that go through a model together, of like lengths."""
     groups: list[list[int]] = []
     size = TOKENS_AT_ONCE + 1
-    for index in np.argsort(dataset.lengths, kind="stable").tolist():
-        length = int(dataset.lengths[index])
+    for index in np.argsort(lengths, kind="stable").tolist():
+        length = int(lengths[index])
         if size + length > TOKENS_AT_ONCE:
             groups.append([])
             size = 0
@@ -145,17 +142,22 @@ def _groups(dataset: Compared) -> list[list[int]]:
 
 def _identity(recipe: Recipe, name: str, model: Model, store: Store | None) -> dict[str, Any]:
     """Everything beside the data that the numbers follow from."""
-    path = (store or Store()).resolve(name, pull=True).path
-    files = sorted(path.glob("*")) if path.is_dir() else [path]
     own = recipe.preference.reference is None
     return {
         "version": _VERSION,
-        "files": [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()],
+        "files": model_files(name, store),
         "quantize": [recipe.quantize, recipe.double_quant] if own and recipe.quantize is not None else None,
         "dtype": str(model.network.dtype),
         "device": model.network.device.type,
         "vocabulary": model.network.config.vocab_size if own else None,
     }
+
+
+def model_files(name: str, store: Store | None) -> list[list[Any]]:
+    """Name, size and time of change of a model's files: what numbers that were computed with them are named by."""
+    path = (store or Store()).resolve(name, pull=True).path
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
 def _path(identity: dict[str, Any], dataset: Compared) -> Path:
@@ -179,6 +181,11 @@ def _write(path: Path, values_N2: np.ndarray) -> None:
     """Keep them, and remove what no run has opened for a month."""
     with atomic_write(path) as file:
         np.save(file, values_N2, allow_pickle=False)
-    for other in path.parent.glob("*.npy"):
+    drop_old(path.parent)
+
+
+def drop_old(folder: Path) -> None:
+    """Remove the arrays that no run has opened for a month."""
+    for other in folder.glob("*.npy"):
         if time.time() - other.stat().st_mtime > KEEP_DAYS * 86400:
             other.unlink(missing_ok=True)

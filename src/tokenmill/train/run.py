@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tokenmill.adapt import adapt, learning_rates, merge_adapter, save_adapter
@@ -23,6 +25,7 @@ from tokenmill.data.compared import CollateCompared, Likelihood
 from tokenmill.data.corrupt import CorruptSpans, MaskTokens
 from tokenmill.data.loader import Collate, Loader
 from tokenmill.data.prepare import Progress
+from tokenmill.data.taught import RECORD, CollateTaught
 from tokenmill.models import load_model
 from tokenmill.models.load import Model
 from tokenmill.models.resize import grow_vocabulary
@@ -35,12 +38,14 @@ from tokenmill.train.distributed import World, world
 from tokenmill.train.evaluate import Evaluation, evaluate
 from tokenmill.train.initialise import new_weights
 from tokenmill.train.loop import Loop, Settings
-from tokenmill.train.objectives import build_objective
+from tokenmill.train.objectives import Objective, build_objective
+from tokenmill.train.objectives.distill import Distill, add_projections
 from tokenmill.train.optim import build_optimizer
 from tokenmill.train.plan import CAUSAL, Plan, plan_run
 from tokenmill.train.reference import References, references
 from tokenmill.train.schedules import Schedule
 from tokenmill.train.signals import stop_on_signals
+from tokenmill.train.teacher import Lists, Teacher, lists, load_teacher
 from tokenmill.train.watch_protocol import Event, RunEnd, RunStart, Sample, StepMetrics, Watcher, Watchers
 
 Samples = Callable[[Model, Plan], "Callable[[int], Iterable[Sample]] | None"]
@@ -133,8 +138,11 @@ def run_plan(
         stack.enter_context(_deterministic(recipe))
         stop = stack.enter_context(stop_on_signals())
         model = build_model(plan, store)
-        known = references(plan, model, processes, store)  # before a checkpoint is loaded: the policy as it begins
-        loop = build_loop(plan, model, folder, watcher=watcher, processes=processes, samples=samples, known=known)
+        # before a checkpoint is loaded: the policy as it begins
+        known = references(plan, model, processes, store) or lists(plan, processes, store)
+        teacher = teacher_of(plan, model, store)
+        how: dict[str, Any] = {"watcher": watcher, "processes": processes, "samples": samples}
+        loop = build_loop(plan, model, folder, known=known, teacher=teacher, **how)
         if resume is not None:
             latest = Checkpoints(folder / "checkpoints", keep=1, failed=lambda step, why: None).latest()
             if latest is not None:
@@ -143,7 +151,8 @@ def run_plan(
             _begin_folder(plan, folder)
         watcher.on_start(_start(plan, loop, folder, processes))
         if known is not None:
-            watcher.on_event(Event(loop.progress.step, "reference", known.told))
+            kind = "reference" if isinstance(known, References) else "teacher"
+            watcher.on_event(Event(loop.progress.step, kind, known.told))
         end = RunEnd(loop.progress.step, "failed", {}, None)
         try:
             end = loop.run(stop)
@@ -187,6 +196,17 @@ def build_model(plan: Plan, store: Store | None = None) -> Model:
     return model
 
 
+def teacher_of(plan: Plan, model: Model, store: Store | None = None) -> Teacher | None:
+    """Whom a distillation asks in every step; the model gets what it needs to be compared with it."""
+    recipe = plan.recipe
+    if recipe.objective != "distill" or recipe.distill.top_k:
+        return None
+    teacher = load_teacher(plan, store)
+    if recipe.distill.hidden_weight:
+        add_projections(model.network, teacher, seed=recipe.seed)
+    return teacher
+
+
 def build_loop(
     plan: Plan,
     model: Model,
@@ -195,14 +215,15 @@ def build_loop(
     watcher: Watcher | None = None,
     processes: World | None = None,
     samples: Samples | None = None,
-    known: References | None = None,
+    known: References | Lists | None = None,
+    teacher: Teacher | None = None,
 ) -> Loop:
-    """The loop of a plan over its model, ready to run. ``known``: what a reference model says of the data; without it
-    (for measurements) it says nothing."""
+    """The loop of a plan over its model, ready to run. ``known``: what a reference model or a teacher says of the data;
+    without it (for measurements) it says nothing. ``teacher``: one that is asked in every step."""
     recipe, processes = plan.recipe, processes or World()
     device = pick_device(recipe.device)
     assert recipe.lr is not None
-    objective = build_objective(recipe)
+    objective, judged = _objectives(plan, teacher)
     source = _loader(plan, plan.splits.train, processes, None if known is None else known.train)
     evaluation: Callable[[], Evaluation] | None = None
     if plan.splits.eval is not None:
@@ -213,7 +234,7 @@ def build_loop(
         how["likelihood"] = recipe.objective not in COMPARING
 
         def evaluation() -> Evaluation:
-            return evaluate(model.network, objective, held_out.once(recipe.eval_batches), **how)
+            return evaluate(model.network, judged, held_out.once(recipe.eval_batches), **how)
 
     return Loop(
         model.network,
@@ -229,6 +250,15 @@ def build_loop(
         evaluation=evaluation,
         samples=None if samples is None else samples(model, plan),
     )
+
+
+def _objectives(plan: Plan, teacher: Teacher | None) -> tuple[Objective, Objective]:
+    """What is trained by, and what is evaluated by."""
+    if plan.recipe.objective != "distill":
+        objective = build_objective(plan.recipe)
+        return objective, objective
+    distill = Distill(plan.recipe.distill, teacher, plan.tokenizer.vocab_size)
+    return distill, distill.evaluated()
 
 
 def settings_of(recipe: Recipe) -> Settings:
@@ -258,7 +288,8 @@ def probe(plan: Plan, *, steps: int = 2, store: Store | None = None) -> float:
     state; for dry runs."""
     clock = _Clock()
     with tempfile.TemporaryDirectory(prefix="tokenmill-probe-") as scratch:
-        loop = build_loop(plan, build_model(plan, store), Path(scratch), watcher=clock)
+        model = build_model(plan, store)
+        loop = build_loop(plan, model, Path(scratch), watcher=clock, teacher=teacher_of(plan, model, store))
         loop.time_steps(1 + steps)
     return sum(clock.times[1:]) / max(1, steps)
 
@@ -286,7 +317,7 @@ def export(plan: Plan, model: Model, folder: Path) -> Path:
     return folder
 
 
-def _loader(plan: Plan, dataset: Any, processes: World, reference_N2: Any = None) -> Loader:
+def _loader(plan: Plan, dataset: Any, processes: World, said: Any = None) -> Loader:
     recipe = plan.recipe
     assert recipe.seq_len is not None
     return Loader(
@@ -298,22 +329,32 @@ def _loader(plan: Plan, dataset: Any, processes: World, reference_N2: Any = None
         world_size=processes.size,
         workers=recipe.workers,
         packing=recipe.packing,
-        collate=_collate(plan, reference_N2),
+        collate=_collate(plan, dataset, said),
     )
 
 
-def _collate(plan: Plan, reference_N2: Any = None) -> Collate | None:
-    """What spoils the text for objectives that restore it, or puts answers side by side; others take it as it is."""
+def _collate(plan: Plan, dataset: Any, said: Any = None) -> Collate | None:
+    """What spoils the text for objectives that restore it, puts answers side by side, or adds a teacher's lists; others
+    take it as it is. ``said``: what a reference or a teacher says of the data."""
     recipe = plan.recipe
+    if recipe.objective == "distill" and recipe.distill.top_k:
+        return CollateTaught(_uniform(plan, dataset) if said is None else said, dataset.lengths)
     if recipe.objective in COMPARING:
         likelihood: Likelihood = "all" if recipe.objective == "orpo" else "answer"
         wanted = recipe.objective == "orpo" or recipe.preference.sft_weight > 0
-        return CollateCompared(likelihood if wanted else "none", reference_N2)
+        return CollateCompared(likelihood if wanted else "none", said)
     if recipe.objective == "mlm":
         return MaskTokens(recipe.corrupt, plan.tokenizer)
     if recipe.objective == "span":
         return CorruptSpans(recipe.corrupt, plan.tokenizer, start_id=plan.config.get("decoder_start_token_id"))
     return None
+
+
+def _uniform(plan: Plan, dataset: Any) -> np.ndarray:
+    """Lists of a teacher that knows nothing, in the memory of one."""
+    count = plan.recipe.distill.top_k
+    one_K = np.array([(i, -math.log(plan.tokenizer.vocab_size)) for i in range(count)], RECORD)
+    return np.broadcast_to(one_K, (dataset.num_tokens, count))
 
 
 def _start(plan: Plan, loop: Loop, folder: Path, processes: World) -> RunStart:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tokenmill.core.errors import ConfigError
 from tokenmill.train.objectives.base import Loss, Objective
+from tokenmill.train.objectives.distill import Distill
 from tokenmill.train.objectives.kto import Kto
 from tokenmill.train.objectives.mlm import MaskedTokens
 from tokenmill.train.objectives.next_token import NextToken
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OBJECTIVES",
     "BradleyTerry",
+    "Distill",
     "Dpo",
     "Kto",
     "Loss",
@@ -49,7 +51,7 @@ OBJECTIVES: Mapping[str, Callable[[Recipe], Objective]] = {
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    """The recipe's objective."""
+    """The recipe's objective, where it follows from the recipe alone; :class:`Distill` has a teacher besides."""
     if recipe.objective not in OBJECTIVES:
         raise ConfigError(f"objective {recipe.objective!r} cannot be trained yet; known: {', '.join(OBJECTIVES)}")
     return OBJECTIVES[recipe.objective](recipe)
