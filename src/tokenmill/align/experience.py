@@ -15,7 +15,6 @@ from torch import Tensor
 from tokenmill.data.batch import NO_LABEL
 from tokenmill.data.rollout_batch import RolloutBatch
 
-
 ALWAYS, SOMETIMES = ("sampler", "advantages"), ("old", "reference", "values", "returns")
 """Numbers of a token that a batch has, and those that some objectives ask for."""
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from tokenmill.config.ppo import PpoConfig
-from tokenmill.train.distributed import World
 
 
 @dataclass
@@ -22,10 +21,6 @@ class KlControl:
 
     config: PpoConfig
     weight: float
-
-    @classmethod
-    def of(cls, config: PpoConfig) -> KlControl:
-        return cls(config, config.kl_weight)
 
     def update(self, kl: float, completions: int) -> None:
         """``kl``: mean nats a completion of a rollout of so many."""
@@ -60,13 +55,10 @@ def gae(rewards_N: Tensor, values_N: Tensor, counts: Sequence[int], *, gamma: fl
     return advantages_N
 
 
-def whiten(values_N: Tensor, world: World, *, shift: bool = True) -> Tensor:
-    """Divided by the standard deviation over all processes, less the mean where ``shift``."""
-    wide_N = values_N.double()
-    count, total = world.sum([float(len(values_N)), float(wide_N.sum())])
-    if count < 2:
+def whiten(values_N: Tensor, *, shift: bool = True) -> Tensor:
+    """Divided by their standard deviation, less their mean where ``shift``. Fewer than two stay as they are."""
+    if len(values_N) < 2:
         return values_N
-    mean = total / count
-    (squares,) = world.sum([float((wide_N - mean).square().sum())])
-    scale = (squares / (count - 1) + 1e-8) ** -0.5
-    return ((wide_N - mean) * scale + (0.0 if shift else mean)).to(values_N.dtype)
+    variance, mean = torch.var_mean(values_N.double())
+    white_N = (values_N - mean) * (variance + 1e-8) ** -0.5
+    return (white_N if shift else white_N + mean).to(values_N.dtype)

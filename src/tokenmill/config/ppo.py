@@ -33,9 +33,8 @@ class PpoConfig(Part):
     gae_lambda: Share = 0.95
     """Between one step of the critic's foresight (0) and the whole completion's reward (1)."""
     kl: Literal["fixed", "adaptive"] = "adaptive"
-    """How the weight of the distance to the reference behaves: it stays, or follows ``kl_target``."""
-    kl_weight: Annotated[float, Field(ge=0.0)] = 0.05
-    """What a nat of distance costs, token by token; adaptive: at the beginning."""
+    """What a nat of distance to the reference costs, token by token: ``policy.beta`` throughout, or what follows
+    ``kl_target``, with ``policy.beta`` at the beginning."""
     kl_target: Positive = 6.0
     """adaptive: nats a completion (the sum over its tokens) that the weight steers to."""
     kl_horizon: Count = 10_000
