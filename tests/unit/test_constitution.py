@@ -178,8 +178,8 @@ def test_what_ships_is_sound() -> None:
     assert len(rules.principles) >= 4
     assert all(rules.checks.is_good(example.revision) for example in rules.examples)
     assert not any(rules.checks.is_good(example.answer) for example in rules.examples)
-    assert sum(not prompt.harmless for prompt in prompts) >= 20
-    assert sum(prompt.harmless for prompt in prompts) >= 10
+    assert sum(prompt.refuse for prompt in prompts) >= 20
+    assert sum(not prompt.refuse for prompt in prompts) >= 10
 
 
 @pytest.mark.parametrize(

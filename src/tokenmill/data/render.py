@@ -73,6 +73,10 @@ class Renderer:
         has_template = chat_template is not None or tokenizer.chat_template is not None
         self.as_chat = prompts == "chat" or (prompts == "auto" and has_template)
         self._eos = tokenizer.eos_token_id if add_eos else None
+        # a name among the model's own, or source
+        known = tokenizer.chat_templates
+        sources = known.values() if chat_template is None else [known.get(chat_template, chat_template)]
+        self._tells_tools = any("tools" in source or "tool_calls" in source for source in sources)
         inner, framed = tokenizer.encode("x", add_special_tokens=False), tokenizer.encode("x")
         at = next((i for i in range(len(framed)) if framed[i : i + len(inner)] == inner), 0)
         self._before, self._behind = framed[:at], framed[at + len(inner) :]
@@ -123,6 +127,11 @@ class Renderer:
     def _chat(self, chat: Chat) -> Iterator[Encoded]:
         said = (i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
         turns = [i for i in said if i >= chat.context]
+        if not self._tells_tools and (chat.tools or any(message.get("tool_calls") for message in chat.messages)):
+            raise RowError(
+                "the chat template has no place for tools: it would leave them out. `tokenmill data tools convert FILE "
+                "--to hermes` writes them as text that every template keeps"
+            )
         if self.train_on == "all":
             ids = self._ids(chat, len(chat.messages))
             yield _encoded(ids, [(0, len(ids))], self.tokenizer)

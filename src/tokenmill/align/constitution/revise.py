@@ -104,7 +104,7 @@ def revise(
 
     first = answers(model, [_body([_user(prompt.prompt)], sample, options) for prompt, sample in asked])
     transcripts = [
-        Transcript(prompt.prompt, sample, prompt.harmless, whole_sentences(answer))
+        Transcript(prompt.prompt, sample, not prompt.refuse, whole_sentences(answer))
         for (prompt, sample), answer in zip(asked, first, strict=True)
         if answer.finish_reason != "refused"
     ]

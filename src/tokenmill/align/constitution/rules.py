@@ -98,9 +98,9 @@ class Prompt(Part):
     """What a model is asked."""
 
     prompt: Said
-    harmless: bool = False
-    """Nothing is wrong with the request: here the answer that helps is better than a revision that declines, so that
-    training does not teach to decline everything."""
+    refuse: bool = True
+    """Whether the request should be declined (`eval tasks` reads the same key). Where not, the answer that helps is
+    better than a revision that declines, so that training does not teach to decline everything."""
 
 
 def read_constitution(path: Path | None) -> Constitution:
@@ -123,7 +123,7 @@ def read_constitution(path: Path | None) -> Constitution:
 
 
 def read_prompts(path: str | None) -> list[Prompt]:
-    """Prompts of a file (.jsonl, .parquet …: ``prompt``, and ``harmless`` where it is); None is the shipped set.
+    """Prompts of a file (.jsonl, .parquet …: ``prompt``, and ``refuse`` where it is false); None is the shipped set.
 
     Raises ConfigError for the first row that is none.
     """
