@@ -54,8 +54,8 @@ def throughput(
     import torch
 
     from tokenmill import LLM
-    from tokenmill.evals.turns import compare
     from tokenmill.evals.throughput import check_shapes
+    from tokenmill.evals.turns import compare
 
     asked = shapes(batch, prompt_len, gen_len)
     with PullProgress() as pulled:

@@ -141,11 +141,11 @@ class _Frame:
     def axes(self, x_label: str) -> Iterable[str]:
         from markupsafe import escape
 
-        for value in _log_ticks(self.y0, self.y1) if self.log else _ticks(self.y0, self.y1, 5):
+        for value in _log_ticks(self.y0, self.y1) if self.log else round_ticks(self.y0, self.y1, 5):
             y = self.y(value)
             yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{figure_text(value)}</text>'
-        ticks = [t for t in _ticks(self.x0, self.x1, 6) if self.x(t) < WIDTH - 60]
+        ticks = [t for t in round_ticks(self.x0, self.x1, 6) if self.x(t) < WIDTH - 60]
         for value in ticks:
             yield f'<text x="{self.x(value):.1f}" y="{HEIGHT - 4}" text-anchor="middle">{figure_text(value)}</text>'
         yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
@@ -213,7 +213,7 @@ def thinned(points: Sequence[Point], x0: float, x1: float) -> list[Point]:
     return result
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
+def round_ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers between `low` and `high`: steps of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / about
     power = 10 ** math.floor(math.log10(raw))
@@ -230,4 +230,4 @@ def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(low), math.ceil(high) + 1)
     ticks = [10.0**p * f for p in powers if p % stride == 0 for f in factors]
     ticks = [t for t in ticks if low <= math.log10(t) <= high]
-    return ticks if len(ticks) > 2 else _ticks(10**low, 10**high, 4)
+    return ticks if len(ticks) > 2 else round_ticks(10**low, 10**high, 4)
