@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
+from tokenmill.core.threads import SETTINGS
 from tokenmill.evals.cores import Cores
 from tokenmill.evals.driver import Driver
 from tokenmill.evals.peers import ENVIRONMENT
@@ -58,6 +59,8 @@ class Side:
         isolated = [] if name == "tokenmill" else ["-I"]
         command = [str(python), *isolated, str(DRIVERS[name]), str(folder), *work.words()]
         environment = {"OMP_NUM_THREADS": str(cores.threads), "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+        if name == "tokenmill":  # as `tokenmill train` sets them for itself
+            environment |= SETTINGS
         self._driver = Driver(f"training with {name}", command, environment, cores)
         self.hello = self._driver.hello
         self.close = self._driver.close

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenmill.core.errors import ConfigError, did_you_mean
+from tokenmill.ops import native_train
 from tokenmill.ops.recompute import remember
 from tokenmill.ops.registry import Op
 
@@ -66,7 +67,16 @@ def _no_gradient(gate_TF: Tensor, up_TF: Tensor, name: str) -> str | None:
 @gated_activation.backend("recompute", _no_gradient)
 def _differentiable(gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
     """The same values; only ``gate`` and ``up`` are kept for the backward pass, what is between is computed again."""
-    return remember(_Gated.apply(gate_TF, up_TF, name), gated_activation.reference, gate_TF, up_TF, name)
+    return remember(_Gated.apply(gate_TF, up_TF, name), _gated_values, gate_TF, up_TF, name)
+
+
+@gated_activation.backend("values")
+def _gated_values(gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
+    """With the compiled kernels where they are: with a gradient and without, the same bits."""
+    found = native_train.native_for(gate_TF, up_TF)
+    if found is not None:
+        return native_train.gated(found, gate_TF, up_TF, name)
+    return gated_activation.reference(gate_TF, up_TF, name)
 
 
 class _Gated(torch.autograd.Function):
@@ -74,12 +84,15 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
         ctx.save_for_backward(gate_TF, up_TF)
         ctx.name = name
-        return gated_activation.reference(gate_TF, up_TF, name)
+        return _gated_values(gate_TF, up_TF, name)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_TF: Tensor) -> tuple[Tensor | None, ...]:
         gate_TF, up_TF = ctx.saved_tensors
+        found = native_train.native_for(gate_TF, up_TF, d_TF)
+        if found is not None:
+            return *native_train.gated_backward(found, gate_TF, up_TF, d_TF, ctx.name), None
         with torch.enable_grad():
             gate_TF = gate_TF.detach().requires_grad_()
             active_TF = activation(ctx.name)(gate_TF)

@@ -1,5 +1,6 @@
-"""Training attention on a CPU: a backward pass of plain matrix products, a block of queries at a time.
+"""Training attention on a CPU: a backward pass of matrix products, a block of queries at a time.
 
+The compiled kernels have it in ``native/src/attention_backward.inl``; what follows is the same in plain torch.
 torch's own one for CPUs takes seven times as long as its forward pass, and keeps keys and values repeated for every
 query head. This keeps queries, keys and values as they are, and computes a block's probabilities again (as in
 FlashAttention, Dao et al. 2022). All of it is in float32, which for matrices this small is no slower than bfloat16 with
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from tokenmill.ops import native_train
 
 QUERY_BLOCK = 128
 
@@ -45,6 +48,10 @@ class DocumentAttention(torch.autograd.Function):
         q_THD, k_TKD, v_TKD = saved
         gradients = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in saved)
         tensors = (q_THD, k_TKD, v_TKD, d_out_THD, *gradients)
+        found = native_train.native_for(*tensors) if q_THD.shape[-1] % 16 == 0 else None
+        if found is not None:
+            native_train.attention_backward(found, tensors[:4], gradients, ctx.lens, ctx.scale, ctx.window)
+            return *gradients, None, None, None, None
         for q, k, v, d_out, d_q, d_k, d_v in zip(*(t.split(ctx.lens) for t in tensors), strict=True):
             _document(q, k, v, d_out, (d_q, d_k, d_v), ctx.scale, ctx.window)
         return *gradients, None, None, None, None

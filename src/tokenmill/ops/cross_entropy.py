@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from tokenmill.ops import native_train
 from tokenmill.ops.activation import soft_cap
 from tokenmill.ops.linear import linear
 from tokenmill.ops.registry import Op
@@ -219,6 +220,10 @@ def softmax_rows(
     gradient: bool,
 ) -> None:
     """Fill ``nll_R`` and ``lse_R``; with ``gradient``, put the loss's derivative by each score in place of it."""
+    found = native_train.native_for(scores_RV) if softcap is None and scores_RV.dtype != torch.float64 else None
+    if found is not None:
+        native_train.softmax_loss(found, scores_RV, labels_R, nll_R, lse_R, scale, z_loss, gradient)
+        return
     rows, vocabulary = scores_RV.shape
     together = max(1, CACHE_VALUES // vocabulary) if scores_RV.device.type == "cpu" else rows
     for begin in range(0, rows, together):

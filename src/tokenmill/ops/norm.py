@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenmill.ops import native_train
 from tokenmill.ops.recompute import remember
 from tokenmill.ops.registry import Op
 
@@ -58,6 +59,10 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D = ctx.saved_tensors
+        found = native_train.native_for(x, d)
+        if found is not None:
+            d_x, d_weight32_D = native_train.rms_norm_backward(found, x, d, weight_D, ctx.eps)
+            return d_x, d_weight32_D.to(weight_D.dtype), None
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         weight_wide_D = weight_D.to(wide)
         d_weight_D = torch.zeros_like(weight_wide_D)

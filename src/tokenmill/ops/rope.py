@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenmill.ops import native_train
 from tokenmill.ops.registry import Op
 
 
@@ -53,16 +54,28 @@ def _differentiable(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return _Turn.apply(x_THD, cos_TR, sin_TR)
 
 
+@apply_rope.backend("values")
+def _turned(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """With the compiled kernels where they are: with a gradient and without, the same bits."""
+    found = native_train.native_for(x_THD, cos_TR, sin_TR)
+    if found is not None:
+        return native_train.turn(found, x_THD, cos_TR, sin_TR, back=False)
+    return apply_rope.reference(x_THD, cos_TR, sin_TR)
+
+
 class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         ctx.save_for_backward(cos_TR, sin_TR)
-        return apply_rope.reference(x_THD, cos_TR, sin_TR)
+        return _turned(x_THD, cos_TR, sin_TR)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_THD: Tensor) -> tuple[Tensor | None, ...]:
         cos_TR, sin_TR = ctx.saved_tensors
+        found = native_train.native_for(d_THD, cos_TR, sin_TR)
+        if found is not None:
+            return native_train.turn(found, d_THD, cos_TR, sin_TR, back=True), None, None
         rotary = cos_TR.shape[-1]
         d_THR = d_THD[..., :rotary]
         first, second = (d_THR * sin_TR[:, None]).chunk(2, dim=-1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tokenmill.ops import native_train
 from tokenmill.train.optim.base import Group, Optimizer, ParameterState, pieces, wide
 from tokenmill.train.optim.moments import Kind, Moment
+from tokenmill.train.optim.weights import PlainWeights, SplitWeights
 
 
 class AdamW(Optimizer):
@@ -38,6 +41,13 @@ class AdamW(Optimizer):
         beta1, beta2 = self.betas
         correction1, correction2 = 1 - beta1**self.steps, 1 - beta2**self.steps
         flat, device = gradient.reshape(-1), state.parameter.device
+        arrays = self._plain_arrays(state)
+        found = None if arrays is None else native_train.native_for(flat)
+        if found is not None and arrays is not None:
+            decay = 1 - lr * state.group.weight_decay
+            numbers = (beta1, beta2, self.eps, decay, scale, correction2**0.5, lr / correction1)
+            native_train.adamw(found, *arrays, flat, numbers)
+            return
         for piece in pieces(state.parameter):
             g = wide(flat[piece], scale)
             w = state.weights.read(piece)
@@ -49,3 +59,14 @@ class AdamW(Optimizer):
             state.weights.write(piece, w)
             state.moments["m"].write(piece, m)
             state.moments["v"].write(piece, v)
+
+    @staticmethod
+    def _plain_arrays(state: ParameterState) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
+        """Weights, their lower halves, and moments, where all of it lies as the compiled kernel takes it."""
+        m, v = (state.moments[key].tensors().get("") for key in ("m", "v"))
+        split = isinstance(state.weights, SplitWeights)
+        if m is None or v is None or not (split or isinstance(state.weights, PlainWeights)):
+            return None
+        if any(t.dtype not in (torch.float32, torch.bfloat16) or t.device.type != "cpu" for t in (m, v)):
+            return None
+        return state.parameter.detach(), state.weights.tensors().get("low"), m, v

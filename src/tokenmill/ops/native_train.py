@@ -1,0 +1,114 @@
+"""Training's passes in the compiled kernels (``native/src/train.h``): each has a slow twin in torch beside its caller.
+
+:func:`native_for` says whether the kernels take given tensors; the functions below trust that it was asked. Rows and
+pieces are shared out the same way whatever the number of threads, so results do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenmill.ops.native import Native, native
+
+_REAL = {torch.float32: 0, torch.bfloat16: 1}
+_UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
+
+
+def native_for(*tensors: Tensor) -> Native | None:
+    """The kernels, if they take these tensors: on a CPU, contiguous, all of float32 or all of bfloat16."""
+    dtype = tensors[0].dtype
+    if dtype not in _REAL or not all(
+        t.device.type == "cpu" and t.dtype == dtype and t.is_contiguous() and t.numel() for t in tensors
+    ):
+        return None
+    return native()
+
+
+def gated(found: Native, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
+    """``act(gate) * up`` in one pass."""
+    y_TF = torch.empty_like(gate_TF)
+    arrays = gate_TF.data_ptr(), up_TF.data_ptr(), gate_TF.numel(), y_TF.data_ptr()
+    found.module.gated(found.pool, found.kernels, _UNARY[name], _REAL[gate_TF.dtype], *arrays)
+    return y_TF
+
+
+def gated_backward(found: Native, gate_TF: Tensor, up_TF: Tensor, d_TF: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The derivatives by ``gate`` and ``up``."""
+    d_gate_TF, d_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
+    inputs = gate_TF.data_ptr(), up_TF.data_ptr(), d_TF.data_ptr(), gate_TF.numel()
+    outputs = d_gate_TF.data_ptr(), d_up_TF.data_ptr()
+    found.module.gated_backward(found.pool, found.kernels, _UNARY[name], _REAL[gate_TF.dtype], *inputs, *outputs)
+    return d_gate_TF, d_up_TF
+
+
+def rms_norm_backward(found: Native, x: Tensor, d: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The derivatives by ``x`` and by the weight, the latter in float32."""
+    size = x.shape[-1]
+    rows, together = x.numel() // size, found.module.norm_rows(size)
+    d_x = torch.empty_like(x)
+    weight32_D = weight_D.float().contiguous()
+    d_weights_PD = torch.empty(-(-rows // together), size)
+    inputs = x.data_ptr(), d.data_ptr(), weight32_D.data_ptr(), eps, rows, size
+    found.module.rms_norm_backward(
+        found.pool, found.kernels, _REAL[x.dtype], *inputs, d_x.data_ptr(), d_weights_PD.data_ptr()
+    )
+    return d_x, d_weights_PD.sum(0)
+
+
+def turn(found: Native, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, back: bool) -> Tensor:
+    """Rotary embedding of the half-split layout, or its derivative."""
+    y_THD = torch.empty_like(x_THD)
+    inputs = x_THD.data_ptr(), cos_TR.data_ptr(), sin_TR.data_ptr(), back
+    sizes = *x_THD.shape, cos_TR.shape[-1]
+    found.module.turn(found.pool, found.kernels, _REAL[x_THD.dtype], *inputs, *sizes, y_THD.data_ptr())
+    return y_THD
+
+
+def softmax_loss(
+    found: Native,
+    scores_RV: Tensor,
+    labels_R: Tensor,
+    nll_R: Tensor,
+    lse_R: Tensor,
+    scale: float,
+    z_loss: float,
+    gradient: bool,
+) -> None:
+    """Fill ``nll_R`` and ``lse_R`` (float32); with ``gradient`` the scores become the loss's derivative by them."""
+    arrays = scores_RV.data_ptr(), *scores_RV.shape, labels_R.data_ptr()
+    results = nll_R.data_ptr(), lse_R.data_ptr()
+    how = scale, z_loss, gradient
+    found.module.softmax_loss(found.pool, found.kernels, _REAL[scores_RV.dtype], *arrays, *how, *results)
+
+
+def adamw(
+    found: Native,
+    weights: Tensor,
+    low: Tensor | None,
+    m: Tensor,
+    v: Tensor,
+    gradient: Tensor,
+    numbers: Sequence[float],
+) -> None:
+    """One step in place. ``numbers``: those of ``AdamW`` in train.h, in its order; ``low``: see ``SplitWeights``."""
+    arrays = [t.data_ptr() if t is not None else 0 for t in (weights, low, m, v, gradient)]
+    types = [_REAL[t.dtype] for t in (m, v, gradient)]
+    found.module.adamw(found.pool, found.kernels, list(numbers), arrays, types, weights.numel())
+
+
+def attention_backward(
+    found: Native,
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    lens: Sequence[int],
+    scale: float,
+    window: int | None,
+) -> None:
+    """Fill the gradients of q [T, H, D], k and v [T, K, D]; ``tensors``: these three and that of the output."""
+    (_, heads, head_dim), kv_heads = tensors[0].shape, tensors[1].shape[1]
+    shape = _REAL[tensors[0].dtype], heads, kv_heads, head_dim, scale, window or 0
+    arrays = [t.data_ptr() for t in (*tensors, *gradients)]
+    found.module.attention_backward(found.pool, found.kernels, *shape, [n for n in lens if n], arrays)
