@@ -89,7 +89,8 @@ void softmax_loss(Pool& pool, const Kernels& k, int type, Address scores, int64_
 
 void adamw(Pool& pool, const Kernels& k, const std::vector<float>& numbers, const std::vector<Address>& arrays,
            const std::vector<int>& types, int64_t size) {
-  const AdamW step{numbers.at(0), numbers.at(1), numbers.at(2), numbers.at(3), numbers.at(4), numbers.at(5), numbers.at(6)};
+  const AdamW step{numbers.at(0), numbers.at(1), numbers.at(2), numbers.at(3),
+                   numbers.at(4), numbers.at(5), numbers.at(6), numbers.at(7)};
   const AdamWTensors tensors{at(arrays.at(0)), at<int16_t>(arrays.at(1)), at(arrays.at(2)),   at(arrays.at(3)),
                              at(arrays.at(4)), Real(types.at(0)),         Real(types.at(1)), Real(types.at(2))};
   nb::gil_scoped_release free;

@@ -25,7 +25,8 @@ struct DocumentTensors {
 
 /// A step of AdamW, its numbers already put together.
 struct AdamW {
-  float beta1, beta2, eps, decay;  // decay: what a weight is multiplied with
+  float beta2, new1, new2;  // new: 1 - beta, which would lose its digits if it were taken here
+  float eps, decay;         // decay: what a weight is multiplied with
   float gradient_scale, root_correction2, step_size;
 };
 

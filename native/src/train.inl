@@ -196,8 +196,8 @@ inline void adamw(const AdamW& step, const AdamWTensors& p, int64_t first, int64
         each16(last - first, [&](int64_t at, int64_t n) {
           const int64_t i = first + at;
           const f32x16 g = get<G>(p.gradient, i, n) * step.gradient_scale;
-          const f32x16 m0 = get<M>(p.m, i, n), m = m0 + (g - m0) * (1.0f - step.beta1);
-          const f32x16 v = get<V>(p.v, i, n) * step.beta2 + g * g * (1.0f - step.beta2);
+          const f32x16 m0 = get<M>(p.m, i, n), m = m0 + (g - m0) * step.new1;
+          const f32x16 v = get<V>(p.v, i, n) * step.beta2 + g * g * step.new2;
           const f32x16 w = joined(p, i, n) * step.decay;
           split(p, i, w - step.step_size * m / (root(v) / step.root_correction2 + step.eps), n);
           put<M>(p.m, i, m, n);

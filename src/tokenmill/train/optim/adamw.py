@@ -45,7 +45,7 @@ class AdamW(Optimizer):
         found = None if arrays is None else native_train.native_for(flat)
         if found is not None and arrays is not None:
             decay = 1 - lr * state.group.weight_decay
-            numbers = (beta1, beta2, self.eps, decay, scale, correction2**0.5, lr / correction1)
+            numbers = (beta2, 1 - beta1, 1 - beta2, self.eps, decay, scale, correction2**0.5, lr / correction1)
             native_train.adamw(found, *arrays, flat, numbers)
             return
         for piece in pieces(state.parameter):

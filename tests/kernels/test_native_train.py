@@ -1,0 +1,173 @@
+"""Training's compiled passes against their slow twins in torch, on every instruction set of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from test_native import sets
+from tokenmill.ops import native_train
+from tokenmill.ops.attention import attention
+from tokenmill.ops.cross_entropy import softmax_rows
+from tokenmill.ops.native import Native, native
+from tokenmill.ops.norm import rms_norm
+from tokenmill.ops.registry import use_backend
+from tokenmill.ops.rope import apply_rope
+from tokenmill.train.optim.adamw import AdamW
+from tokenmill.train.optim.base import Group
+
+pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not here")
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
+
+
+@pytest.fixture(params=sets())
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Native:
+    """The kernels of one instruction set, used by everything."""
+    here = native()
+    assert here is not None
+    chosen = replace(here, kernels=here.module.kernels(request.param))
+    plain = native_train.native_for
+    monkeypatch.setattr(native_train, "native_for", lambda *tensors: plain(*tensors) and chosen)
+    return chosen
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    """Relative distance."""
+    assert found.isfinite().all()
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "lens", "window"),
+    [
+        (6, 2, 64, [65, 1, 128], None),
+        (4, 4, 16, [3, 70], None),
+        (4, 1, 96, [100], None),
+        (2, 2, 32, [200, 7], 50),
+        (2, 1, 48, [130], 64),
+    ],
+)
+def test_attention_backward(
+    kernels: Native, dtype: torch.dtype, heads: int, kv_heads: int, size: int, lens: list[int], window: int | None
+) -> None:
+    total = sum(lens)
+    given = [draw(total, n, size, seed=n + i, dtype=dtype) for i, n in enumerate((heads, kv_heads, kv_heads))]
+    by = draw(total, heads, size, seed=9, dtype=dtype)
+    wanted = [t.double().requires_grad_() for t in given]
+    mine = [t.clone().requires_grad_() for t in given]
+    how = {"q_lens": lens, "kv_lens": lens, "scale": size**-0.5, "window": window}
+    with use_backend("reference"):
+        attention(*wanted, **how).backward(by.double())
+    attention(*mine, **how).backward(by)
+    for a, b in zip(mine, wanted, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert off(a.grad, b.grad) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "relu"])
+def test_gate(kernels: Native, dtype: torch.dtype, name: str) -> None:
+    from tokenmill.ops.activation import gated_activation
+
+    values = [4 * draw(5, 77, seed=i, dtype=dtype) for i in range(3)]
+    wanted = [t.double().requires_grad_() for t in values[:2]]
+    mine = [t.clone().requires_grad_() for t in values[:2]]
+    expected = gated_activation.reference(*wanted, name)
+    found = gated_activation(*mine, name)
+    assert off(found.detach(), expected.detach()) < TOLERANCE[dtype]
+    expected.backward(values[2].double())
+    found.backward(values[2])
+    for a, b in zip(mine, wanted, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert off(a.grad, b.grad) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_backward(kernels: Native, dtype: torch.dtype) -> None:
+    x, weight, by = (draw(*s, seed=i, dtype=dtype) for i, s in enumerate([(3, 50, 600), (600,), (3, 50, 600)]))
+    wanted = [t.double().requires_grad_() for t in (x, weight)]
+    mine = [t.clone().requires_grad_() for t in (x, weight)]
+    lengths = wanted[0].square().mean(-1, keepdim=True) + 1e-5
+    (wanted[0] * lengths.rsqrt() * wanted[1]).backward(by.double())
+    rms_norm(*mine, 1e-5).backward(by)
+    for a, b in zip(mine, wanted, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert off(a.grad, b.grad) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotated", [32, 24, 10])
+def test_turn(kernels: Native, dtype: torch.dtype, rotated: int) -> None:
+    x, by = (draw(7, 3, 32, seed=i, dtype=dtype) for i in range(2))
+    cos, sin = (draw(7, rotated, seed=2 + i, dtype=dtype) for i in range(2))
+    wanted, mine = x.double().requires_grad_(), x.clone().requires_grad_()
+    expected = apply_rope.reference(wanted, cos.double(), sin.double())
+    found = apply_rope(mine, cos, sin)
+    assert off(found.detach(), expected.detach()) < TOLERANCE[dtype]
+    expected.backward(by.double())
+    found.backward(by)
+    assert mine.grad is not None
+    assert wanted.grad is not None
+    assert off(mine.grad, wanted.grad) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scale", "z_loss"), [(1.0, 0.0), (0.3, 1e-2)])
+def test_loss_of_rows(kernels: Native, dtype: torch.dtype, scale: float, z_loss: float) -> None:
+    scores = 5 * draw(9, 1003, seed=0, dtype=dtype)
+    labels = torch.randint(0, 1003, (9,), generator=torch.Generator().manual_seed(1))
+    wanted, mine = scores.double(), scores.clone()
+    kept = [torch.empty(9, dtype=d) for d in (torch.float64, torch.float64, torch.float32, torch.float32)]
+    softmax_rows(wanted, labels, *kept[:2], scale, None, z_loss, True)
+    softmax_rows(mine, labels, *kept[2:], scale, None, z_loss, True)
+    assert off(kept[2], kept[0]) < 1e-6
+    assert off(kept[3], kept[1]) < 1e-6
+    assert off(mine, wanted) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_adamw(kernels: Native, dtype: torch.dtype, beta2: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = draw(3, 1001, seed=0, dtype=dtype)
+    optimizers = []
+    for _ in range(2):
+        parameter = nn.Parameter(start.clone())
+        groups = {"w": Group(weight_decay=0.1)}
+        optimizers.append((parameter, AdamW({"w": parameter}, groups, betas=(0.9, beta2))))
+    (mine, fast), (twin, slow) = optimizers
+    for step in range(5):
+        gradient = draw(3, 1001, seed=10 + step, dtype=dtype)
+        fast.step({"w": gradient}, 1e-2, 0.5)
+        with monkeypatch.context() as patched:
+            patched.setattr(native_train, "native_for", lambda *tensors: None)
+            slow.step({"w": gradient}, 1e-2, 0.5)
+    assert not torch.equal(mine, start)
+    assert off(mine.detach(), twin.detach()) < TOLERANCE[dtype]
+    for (name, a), b in zip(fast.tensors().items(), slow.tensors().values(), strict=True):
+        if a.dtype != torch.int16:
+            assert off(a, b) < TOLERANCE[dtype], name
+    exact = [next(iter(o.states.values())).weights.read(slice(0, 3003)) for _, o in optimizers]
+    assert off(exact[0].detach(), exact[1].detach()) < 1e-4
+
+
+def test_not_finite_stays_so(kernels: Native) -> None:
+    """A NaN is to be found by whoever looks at the loss, not made away with."""
+    scores, labels = torch.zeros(2, 40), torch.zeros(2, dtype=torch.int64)
+    scores[1, 3] = float("nan")
+    nll, lse = torch.empty(2), torch.empty(2)
+    softmax_rows(scores, labels, nll, lse, 1.0, None, 0.0, True)
+    assert nll[0].isfinite()
+    assert nll[1].isnan()
+    assert scores[1].isnan().any()
