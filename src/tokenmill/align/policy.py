@@ -21,6 +21,7 @@ import torch
 
 from tokenmill.align.advantages import group_advantages, leave_one_out, nanstd, overlong, without_difference
 from tokenmill.align.experience import Completion, Rollout, batch_of, with_advantages
+from tokenmill.align.guards import Guards
 from tokenmill.align.reference import PolicyReference
 from tokenmill.align.rewards.base import Sample as Answer
 from tokenmill.align.rewards.mix import Mix, Scored, build_rewards
@@ -262,12 +263,21 @@ def feed(plan: Plan, model: Model, world: World, store: Store | None = None) -> 
     writer = Writer(model.decoder, policy, plan.tokenizer.eos_token_ids, longest=recipe.seq_len, batch=batch)
     mix = build_rewards(recipe.rewards)
     reference = PolicyReference(plan, model, store) if policy.beta else None
-    source = RolloutSource(plan, model, world, writer, mix, reference)
+    source = _source(recipe.objective)(plan, model, world, writer, mix, reference)
     held_out = plan.splits.eval
     evaluation = None
     if isinstance(held_out, Prompts):
         evaluation = HeldOut(held_out, plan, world, writer, mix)
-    return Feed(source, evaluation, source.samples)
+    held_out_rewards = [part.scorer.name for part in mix.parts if part.held_out]
+    return Feed(source, evaluation, source.samples, lambda tell: Guards(recipe.guards, held_out_rewards, tell))
+
+
+def _source(objective: str) -> type[RolloutSource]:
+    if objective != "ppo":
+        return RolloutSource
+    from tokenmill.align.ppo import PpoSource  # it is one of ours, with a critic
+
+    return PpoSource
 
 
 class HeldOut:

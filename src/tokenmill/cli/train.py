@@ -27,6 +27,7 @@ Examples:
   tokenmill train pretrain size=tiny data=book.txt --dry-run
   tokenmill train lora model=smollm2:135m data=chats.jsonl --sweep lr=1e-4,3e-4
   tokenmill train dpo model=smollm2:135m data=pairs.jsonl
+  tokenmill train grpo model=smollm2:135m data=prompts.jsonl rewards=rewards.py:function
   tokenmill train --resume runs/latest
 """
 
@@ -88,10 +89,10 @@ def _first_process() -> bool:
 
 
 def _train(recipe: str, overrides: list[str], resume: Path | None = None) -> RunResult:
+    from tokenmill.align.policy import train as train_run
     from tokenmill.config.compose import compose
     from tokenmill.config.run_config import read_run_config
     from tokenmill.evals.samples import samples_of
-    from tokenmill.train.run import train as train_run
     from tokenmill.train.watch.watchers import watchers
 
     composed = None if resume is not None else compose(recipe, overrides)
@@ -128,6 +129,7 @@ def _announce(plan: Plan) -> None:
 
 
 def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
+    from tokenmill.align.policy import feed
     from tokenmill.config.compose import compose
     from tokenmill.core.machine import probe_machine
     from tokenmill.train.plan import plan_run
@@ -135,7 +137,7 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
 
     with _reading() as progress:
         plan = plan_run(compose(recipe, overrides), progress=progress)
-    seconds = probe(plan)
+    seconds = probe(plan, feeds=feed)
     total = seconds * plan.steps
     available = probe_machine().memory_available
     document = {**plan.as_dict(), "seconds_per_step": seconds, "seconds": total, "memory_available": available}
@@ -149,6 +151,8 @@ def _dry_run(recipe: str, overrides: list[str], as_json: bool) -> None:
 
 
 def _plan_text(plan: Plan) -> str:
+    from tokenmill.config.recipe import POLICY
+
     recipe, report = plan.recipe, plan.splits.report
     lines = []
     if plan.derivations:
@@ -159,10 +163,20 @@ def _plan_text(plan: Plan) -> str:
     base = recipe.model or f"new {recipe.shape.family}"
     parameters = "" if plan.decoder is None else f", {human_count(_parameters(plan))} parameters"
     lines.append(f"model      {base}{parameters}, {recipe.dtype} on {recipe.device}")
-    lines.append(
-        f"run        {plan.steps} steps of {plan.tokens_per_step:,} tokens ({plan.accumulate} x {recipe.micro_batch} "
-        f"rows of {recipe.seq_len}), lr {recipe.lr:g}, {recipe.optimizer}, {recipe.schedule}"
-    )
+    rates = f"lr {recipe.lr:g}, {recipe.optimizer}, {recipe.schedule}"
+    policy = recipe.policy
+    if recipe.objective in POLICY:
+        rewards = ", ".join(reward.name or reward.kind for reward in recipe.rewards)
+        each = policy.iterations * policy.minibatches
+        lines.append(
+            f"run        {plan.steps} steps, {each} on each rollout of {policy.prompts} prompts x {policy.group} "
+            f"answers of {policy.completion_tokens} tokens at most, {rates}; rewards {rewards}"
+        )
+    else:
+        lines.append(
+            f"run        {plan.steps} steps of {plan.tokens_per_step:,} tokens ({plan.accumulate} x "
+            f"{recipe.micro_batch} rows of {recipe.seq_len}), {rates}"
+        )
     if plan.memory:
         parts = ", ".join(f"{name} {human_size(size)}" for name, size in plan.memory.items())
         lines.append(f"memory     about {human_size(sum(plan.memory.values()))}: {parts}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tokenmill.config.recipe import COMPARING, REFERENCED, Recipe
+from tokenmill.config.check_policy import policy_effects, policy_problems
+from tokenmill.config.recipe import COMPARING, POLICY, REFERENCED, Recipe
 
 Problem = tuple[tuple[str, ...], str]
 """The keys that a problem is about, and what it is."""
@@ -22,6 +23,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
     yield from _shape(recipe)
     yield from _comparing(recipe)
     yield from _distilling(recipe)
+    yield from policy_problems(recipe)
     yield from _without_effect(recipe)
 
 
@@ -139,6 +141,7 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
     muon, wsd = r.optimizer == "muon", r.schedule == "wsd"
     span, mlm = r.objective == "span", r.objective == "mlm"
     off = r.safety_spike == "off"
+    policy = r.objective in POLICY
     distill, jsd = r.objective == "distill", r.distill.divergence == "jsd"
     comparing, dpo, simpo, kto = (
         r.objective in COMPARING,
@@ -162,11 +165,11 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("corrupt.whole_words", mlm, "objective=mlm"),
         ("corrupt.span_length", span, "objective=span"),
         ("data.eval_share", r.data.eval is None, "no data.eval"),
-        ("packing", not span, "a decoder or encoder alone"),
-        ("z_loss", not comparing and not distill, "an objective that learns from likelihood alone"),
-        ("data.train_on", not comparing, "an objective that learns from likelihood; here it is the answer"),
-        ("data.format", not comparing, "rows of documents; here they are recognised by their keys"),
-        ("data.text_field", not comparing, "rows of documents"),
+        ("packing", not span and not policy, "a decoder or encoder alone"),
+        ("z_loss", not comparing and not distill and not policy, "an objective that learns from likelihood alone"),
+        ("data.train_on", not comparing and not policy, "an objective that learns from likelihood, not from answers"),
+        ("data.format", not comparing and not policy, "rows of documents; here they are recognised by their keys"),
+        ("data.text_field", not comparing and not policy, "rows of documents"),
         ("preference.loss", dpo, "objective=dpo"),
         ("preference.beta", comparing and r.objective != "reward", "objective=dpo, simpo, orpo or kto"),
         ("preference.label_smoothing", smooth, "objective=simpo, or dpo with preference.loss=sigmoid or robust"),
@@ -175,6 +178,7 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("preference.desirable_weight", kto, "objective=kto"),
         ("preference.undesirable_weight", kto, "objective=kto"),
         ("preference.reference", r.objective in REFERENCED, "an objective with a reference (dpo, kto)"),
+        *policy_effects(r),
         ("reward.center", r.objective == "reward", "objective=reward"),
         *((f"distill.{name}", distill, "objective=distill") for name in type(r.distill).model_fields if name != "beta"),
         ("distill.beta", distill and jsd, "objective=distill and distill.divergence=jsd"),

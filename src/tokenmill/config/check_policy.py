@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokenmill.config.policy import PolicyConfig
+from tokenmill.config.ppo import PpoConfig
 from tokenmill.config.recipe import POLICY, Recipe
+from tokenmill.config.rewards import GuardConfig
 
 
 def policy_problems(r: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -24,6 +26,13 @@ def policy_problems(r: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 f"{key}={getattr(r, key)}: a step's size is policy.prompts x policy.group / policy.minibatches "
                 "completions here, and a run's length steps or epochs",
             )
+    if policy.group < 2 and r.objective != "ppo":
+        yield (
+            ("policy.group",),
+            f"objective={r.objective} compares a prompt's completions: policy.group must be 2 or more",
+        )
+    if r.ppo.critic_model is not None and r.ppo.critic == "shared":
+        yield ("ppo.critic_model",), f"ppo.critic_model={r.ppo.critic_model} needs ppo.critic=own"
     if r.batch_ramp:
         yield ("batch_ramp",), "batch_ramp: the batch is a rollout's, which does not grow"
     if r.adapter is not None and r.adapter.dropout:
@@ -59,14 +68,22 @@ def policy_effects(r: Recipe) -> Iterator[tuple[str, bool, str]]:
     """(key, whether it has an effect, what it needs) of every key about policies."""
     policy = r.objective in POLICY
     several = r.policy.correction not in ("off",)
+    words = "objective=grpo, rloo or ppo"
     for name in PolicyConfig.model_fields:
         if name == "loss":
             yield "policy.loss", r.objective == "grpo", "objective=grpo"
+        elif name in ("scale", "dynamic_rounds"):
+            grouped = r.objective in ("grpo", "rloo")
+            yield f"policy.{name}", grouped or getattr(r.policy, name) in (None, "none"), "objective=grpo or rloo"
         elif name == "correction_cap":
-            yield "policy.correction_cap", policy and several, "objective=grpo or rloo, with a policy.correction"
+            yield "policy.correction_cap", policy and several, f"{words}, with a policy.correction"
         elif name == "clip_low":
             weighted = r.objective == "grpo" and r.policy.loss == "cispo"
             yield "policy.clip_low", policy and (not weighted or r.policy.clip_low == 0.2), "another loss than cispo"
         else:
-            yield f"policy.{name}", policy, "objective=grpo or rloo"
-    yield "rewards", policy, "objective=grpo or rloo"
+            yield f"policy.{name}", policy, words
+    yield "rewards", policy, words
+    for name in PpoConfig.model_fields:
+        yield f"ppo.{name}", r.objective == "ppo", "objective=ppo"
+    for name in GuardConfig.model_fields:
+        yield f"guards.{name}", policy, words

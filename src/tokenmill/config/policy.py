@@ -21,7 +21,7 @@ Variant = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
 
 class PolicyConfig(Part):
-    """How a policy learns from rewards for what it writes itself: the objectives grpo and rloo."""
+    """How a policy learns from rewards for what it writes itself: the objectives grpo, rloo and ppo."""
 
     loss: Variant = "grpo"
     """grpo: every completion counts the same, whatever its length. bnpo, dapo: every token of a step counts the same;
@@ -29,8 +29,8 @@ class PolicyConfig(Part):
     completion. cispo: the ratio is a weight, bounded and without a gradient."""
     prompts: Count = 8
     """Prompts of one rollout, over all processes."""
-    group: Annotated[int, Field(ge=2)] = 8
-    """Completions of each prompt; they are compared with each other."""
+    group: Count = 8
+    """Completions of each prompt; grpo and rloo compare them with each other."""
     completion_tokens: Count = 128
     """Longest completion; what is longer is cut off there."""
     temperature: Positive = 1.0
@@ -48,7 +48,7 @@ class PolicyConfig(Part):
     nothing; derived from the loss."""
     beta: Annotated[float, Field(ge=0.0)] | None = None
     """Weight of the divergence from the reference, which is the policy as it begins: of the estimate k3 in the loss
-    (grpo), of k1 in the reward (rloo). Derived: 0, for which no reference is computed (rloo: 0.05)."""
+    (grpo), of k1 in the reward (rloo, ppo). Derived: 0, for which no reference is computed (rloo, ppo: 0.05)."""
     mask_truncated: bool = False
     """Learn nothing from completions that were cut off (DAPO's overlong filtering)."""
     overlong_tokens: Annotated[int, Field(ge=0)] = 0
@@ -94,13 +94,14 @@ PRESETS: Mapping[str, Preset] = {
     "gspo": Preset(3e-4, 4e-4, "group", "sequence_mean", "sequences"),
     "cispo": Preset(0.2, 5.0, "group", "token", "tokens", weighted=True),
     "rloo": Preset(0.2, 0.2, "none", "sequence_sum", "sequences", beta=0.05),
+    "ppo": Preset(0.2, 0.2, "none", "token", "tokens", beta=0.05),
 }
-"""By ``policy.loss``; the objective rloo has its own, whatever stands there."""
+"""By ``policy.loss``; the objectives rloo and ppo have their own, whatever stands there."""
 
 
 def preset_of(objective: str, policy: PolicyConfig) -> Preset:
     """What an objective and its variant mean."""
-    return PRESETS["rloo" if objective == "rloo" else policy.loss]
+    return PRESETS[policy.loss if objective == "grpo" else objective]
 
 
 def derived_policy(objective: str, policy: PolicyConfig) -> dict[str, Any]:

@@ -25,14 +25,19 @@ from tokenmill.config.parts import (
     Share,
     Source,
 )
+from tokenmill.config.policy import PolicyConfig
+from tokenmill.config.ppo import PpoConfig
+from tokenmill.config.rewards import GuardConfig, RewardSource
 
 __all__ = [
     "COMPARING",
+    "POLICY",
     "REFERENCED",
     "AdapterConfig",
     "CorruptConfig",
     "DataConfig",
     "DistillConfig",
+    "PolicyConfig",
     "PreferenceConfig",
     "Recipe",
     "RewardConfig",
@@ -40,11 +45,14 @@ __all__ = [
     "Source",
 ]
 
-Objective = Literal["next_token", "sft", "mlm", "span", "dpo", "simpo", "orpo", "kto", "reward", "distill"]
+Objective = Literal["next_token", "sft", "mlm", "span", "dpo", "simpo", "orpo", "kto", "reward", "distill",
+                    "grpo", "rloo", "ppo"]  # fmt: skip
 COMPARING = ("dpo", "simpo", "orpo", "kto", "reward")
 """Objectives that learn from compared answers."""
 REFERENCED = ("dpo", "kto")
 """Of them, those that compare the policy with a reference model."""
+POLICY = ("grpo", "rloo", "ppo")
+"""Objectives that learn from rewards for what the model writes itself."""
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "muon", "adafactor"]
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -61,7 +69,8 @@ class Recipe(Part):
     objective: Objective = "next_token"
     """What is learned: the next token of everything, of what an assistant says (sft), masked tokens, lost spans; from
     compared answers a policy (dpo, simpo, orpo, kto) or a model that scores answers (reward); from another model's
-    distribution of the next token what that one knows (distill)."""
+    distribution of the next token what that one knows (distill); from rewards for its own answers a policy (grpo,
+    rloo, ppo)."""
     model: str | None = None
     """The model to begin with: a store name, a folder, a ``.gguf`` file. Without it a new one of ``size``/``shape``."""
     size: str | Count | None = None
@@ -81,6 +90,14 @@ class Recipe(Part):
     """How answers are compared by dpo, simpo, orpo and kto."""
     reward: RewardConfig = Field(default_factory=RewardConfig)
     """How a reward model learns."""
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    """What is written and how it is learned from by grpo, rloo and ppo."""
+    ppo: PpoConfig = Field(default_factory=PpoConfig)
+    """What only ppo reads: its critic, advantages, distance."""
+    rewards: list[RewardSource] = Field(default_factory=list)
+    """What answers are rewarded for. ``rewards=FILE.py:function`` and ``rewards=number`` mean one member."""
+    guards: GuardConfig = Field(default_factory=GuardConfig)
+    """When a run that is rewarded looks as if it cheats or falls apart."""
     distill: DistillConfig = Field(default_factory=DistillConfig)
     """What a student learns from its teacher."""
     adapter: AdapterConfig | None = None
@@ -204,6 +221,14 @@ class Recipe(Part):
     def _data_shorthand(cls, value: Any) -> Any:
         """``data=FILE`` and ``data=[a, b]`` mean ``data.path``."""
         return {"path": value} if isinstance(value, str | list) else value
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _rewards_shorthand(cls, value: Any) -> Any:
+        """A function's place, or the kind of a reward that needs nothing else, instead of a list."""
+        listed = value if isinstance(value, list) else [value]
+        return [({"kind": "function", "path": one} if ":" in one else {"kind": one}) if isinstance(one, str) else one
+                for one in listed]  # fmt: skip
 
     @field_validator("warmup")
     @classmethod

@@ -107,7 +107,8 @@ class NativePass:
 
         parts = [layer.attention for layer in model.config.layers]
         layers = [(room(a.num_kv_heads, a.head_dim), room(a.num_kv_heads, a.head_dim)) for a in parts]
-        recorder = Recorder(MAX_ROWS, matrices)
+        # an adapter beside 16-bit weights multiplies in their type, as it does when it is trained
+        recorder = Recorder(MAX_ROWS, matrices or (model.dtype if trained else None))
         context = _Recording(recorder, layers, block_size)
         try:
             with torch.enable_grad():  # what is computed from trained weights shows it

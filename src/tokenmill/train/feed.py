@@ -13,7 +13,7 @@ from tokenmill.models.load import Model
 from tokenmill.store import Store
 from tokenmill.train.distributed import World
 from tokenmill.train.evaluate import Evaluation
-from tokenmill.train.watch_protocol import Sample
+from tokenmill.train.watch_protocol import Event, Sample, Watcher
 
 if TYPE_CHECKING:
     from tokenmill.train.loop import Source
@@ -29,6 +29,8 @@ class Feed:
     """Of the model as it is now, on held-out data."""
     samples: Callable[[int], Iterable[Sample]] | None = None
     """Texts to show, for a step."""
+    guards: Callable[[Callable[[Event], None]], Watcher] | None = None
+    """Makes a watcher of the run's metrics that says what looks wrong to those who watch it already."""
 
 
 Feeds = Callable[["Plan", Model, World, "Store | None"], Feed]

@@ -13,12 +13,13 @@ from typing import Any
 
 from tokenmill.config import sizes
 from tokenmill.config.compose import Composed
-from tokenmill.config.recipe import COMPARING, Recipe
+from tokenmill.config.recipe import COMPARING, POLICY, Recipe
 from tokenmill.core.device import pick_device
 from tokenmill.core.errors import ConfigError
 from tokenmill.core.machine import cpu_flags
 from tokenmill.data.loader import Loader
 from tokenmill.data.prepare import Progress, Splits, load_splits
+from tokenmill.data.prompts import load_prompts
 from tokenmill.data.tokenise import Kind
 from tokenmill.formats import open_tensors
 from tokenmill.models.load import config_of, read_config, tokenizer_from_file
@@ -28,6 +29,7 @@ from tokenmill.store import Store
 from tokenmill.text.tokenizer import Tokenizer
 from tokenmill.train.memory import memory_needed
 from tokenmill.train.new_model import ROW, Derivations, new_model
+from tokenmill.train.plan_policy import policy_correction, policy_length
 
 CAUSAL = ("next_token", "sft", "distill")
 """Objectives whose evaluation is the likelihood of the tokens that follow."""
@@ -105,18 +107,16 @@ def plan_run(
         tokenizer = tokenizer.with_tokens(recipe.adapter.new_tokens)
     decoder = read_config(config, recipe.model or "the new model")[1] if _is_decoder(config) else None
     seq_len = _seq_len(recipe, config, open_values)
-    splits = load_splits(
-        _data(recipe),
-        tokenizer,
-        seq_len=seq_len,
-        causal=recipe.objective not in WHOLE,
-        kind=_kind(recipe),
-        progress=progress,
-    )
+    splits = _splits(recipe, tokenizer, seq_len, progress)
     parameters = _parameters(config, decoder)
-    steps, accumulate = _length(composed, open_values, splits, parameters, seq_len, world_size)
+    if recipe.objective in POLICY:
+        steps, accumulate = policy_length(recipe, open_values, len(splits.train), world_size)
+    else:
+        steps, accumulate = _length(composed, open_values, splits, parameters, seq_len, world_size)
     _rates(recipe, open_values, steps)
     _machine(recipe, open_values, parameters)
+    if recipe.objective in POLICY:
+        policy_correction(recipe, open_values)
     resolved = composed.derived(open_values.values, open_values.reasons)
     derivations = tuple((key, open_values.values[key], why) for key, why in open_values.reasons.items())
     memory = memory_needed(resolved.recipe, decoder, parameters) if decoder is not None else {}
@@ -132,6 +132,20 @@ def plan_run(
         world_size,
         derivations,
         memory,
+    )
+
+
+def _splits(recipe: Recipe, tokenizer: Tokenizer, seq_len: int, progress: Progress | None) -> Splits:
+    """The data as the objective reads it."""
+    if recipe.objective in POLICY:
+        return load_prompts(recipe.data, tokenizer, seq_len=seq_len, room=recipe.policy.completion_tokens)
+    return load_splits(
+        _data(recipe),
+        tokenizer,
+        seq_len=seq_len,
+        causal=recipe.objective not in WHOLE,
+        kind=_kind(recipe),
+        progress=progress,
     )
 
 

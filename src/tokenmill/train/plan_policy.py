@@ -23,7 +23,7 @@ def policy_length(recipe: Recipe, found: Derivations, prompts: int, world_size: 
             f"policy.prompts={policy.prompts} and the {step} completions of a step cannot be shared by {world_size} "
             "processes evenly"
         )
-    name = "rloo" if recipe.objective == "rloo" else policy.loss
+    name = policy.loss if recipe.objective == "grpo" else recipe.objective
     for key, value in derived_policy(recipe.objective, policy).items():
         found.put(f"policy.{key}", value, f"{name}'s")
     if recipe.lr is None:

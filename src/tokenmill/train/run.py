@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tokenmill.adapt import adapt, learning_rates, merge_adapter, save_adapter
 from tokenmill.config.compose import Composed, compose
-from tokenmill.config.recipe import COMPARING, Recipe
+from tokenmill.config.recipe import COMPARING, POLICY, Recipe
 from tokenmill.config.run_config import read_run_config, write_run_config
 from tokenmill.core.device import pick_device, pick_dtype
 from tokenmill.core.errors import NotFoundError, UsageError
@@ -36,8 +37,9 @@ from tokenmill.store import Store
 from tokenmill.train.checkpoint import Checkpoints
 from tokenmill.train.distributed import World, world
 from tokenmill.train.evaluate import Evaluation, evaluate
+from tokenmill.train.feed import Feed, Feeds
 from tokenmill.train.initialise import new_weights
-from tokenmill.train.loop import Loop, Settings
+from tokenmill.train.loop import Loop, Settings, Source
 from tokenmill.train.objectives import Objective, build_objective
 from tokenmill.train.objectives.distill import Distill, add_projections
 from tokenmill.train.optim import build_optimizer
@@ -72,6 +74,7 @@ def train(
     resume: Path | str | None = None,
     watchers: Sequence[Watcher] | None = None,
     samples: Samples | None = None,
+    feeds: Feeds | None = None,
     planned: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     store: Store | None = None,
@@ -81,7 +84,8 @@ def train(
 
     ``resume``: the folder of a run to go on with, from its latest checkpoint, instead of a recipe; overrides then
     change it (more ``steps``, another ``schedule``). ``watchers``: None takes those that the recipe names, without
-    progress bars. ``planned`` is told the plan before anything is trained, ``progress`` how far the data is read.
+    progress bars. ``feeds``: what makes batches while training, for objectives that need it (``align.policy``).
+    ``planned`` is told the plan before anything is trained, ``progress`` how far the data is read.
     SIGTERM and Ctrl-C save and return.
 
     Raises:
@@ -101,7 +105,8 @@ def train(
         plan = plan_run(composed, world_size=processes.size, store=store, progress=progress)
         if planned is not None:
             planned(plan)
-        return run_plan(plan, resume=folder, watchers=watchers, samples=samples, store=store, processes=processes)
+        how: dict[str, Any] = {"watchers": watchers, "samples": samples, "feeds": feeds, "store": store}
+        return run_plan(plan, resume=folder, processes=processes, **how)
 
 
 def _resumed(folder: Path, overrides: Sequence[str], values: Mapping[str, Any]) -> Composed:
@@ -123,6 +128,7 @@ def run_plan(
     resume: Path | None = None,
     watchers: Sequence[Watcher] | None = None,
     samples: Samples | None = None,
+    feeds: Feeds | None = None,
     store: Store | None = None,
     processes: World | None = None,
 ) -> RunResult:
@@ -141,7 +147,10 @@ def run_plan(
         # before a checkpoint is loaded: the policy as it begins
         known = references(plan, model, processes, store) or lists(plan, processes, store)
         teacher = teacher_of(plan, model, store)
-        how: dict[str, Any] = {"watcher": watcher, "processes": processes, "samples": samples}
+        fed = feed_of(plan, model, processes, feeds, store)
+        if fed is not None and fed.guards is not None and processes.rank == 0:
+            watcher = Watchers(watcher, fed.guards(watcher.on_event))
+        how: dict[str, Any] = {"watcher": watcher, "processes": processes, "samples": samples, "fed": fed}
         loop = build_loop(plan, model, folder, known=known, teacher=teacher, **how)
         if resume is not None:
             latest = Checkpoints(folder / "checkpoints", keep=1, failed=lambda step, why: None).latest()
@@ -207,6 +216,15 @@ def teacher_of(plan: Plan, model: Model, store: Store | None = None) -> Teacher 
     return teacher
 
 
+def feed_of(plan: Plan, model: Model, processes: World, feeds: Feeds | None, store: Store | None) -> Feed | None:
+    """The batches of an objective that makes its own. UsageError where nobody can make them."""
+    if plan.recipe.objective not in POLICY:
+        return None
+    if feeds is None:
+        raise UsageError(f"objective={plan.recipe.objective} writes its own data: use tokenmill.align.policy.train")
+    return feeds(plan, model, processes, store)
+
+
 def build_loop(
     plan: Plan,
     model: Model,
@@ -217,16 +235,22 @@ def build_loop(
     samples: Samples | None = None,
     known: References | Lists | None = None,
     teacher: Teacher | None = None,
+    fed: Feed | None = None,
 ) -> Loop:
     """The loop of a plan over its model, ready to run. ``known``: what a reference model or a teacher says of the data;
-    without it (for measurements) it says nothing. ``teacher``: one that is asked in every step."""
+    without it (for measurements) it says nothing. ``teacher``: one that is asked in every step. ``fed``: what takes the
+    place of data that is there before."""
     recipe, processes = plan.recipe, processes or World()
     device = pick_device(recipe.device)
     assert recipe.lr is not None
     objective, judged = _objectives(plan, teacher)
-    source = _loader(plan, plan.splits.train, processes, None if known is None else known.train)
     evaluation: Callable[[], Evaluation] | None = None
-    if plan.splits.eval is not None:
+    source: Source
+    if fed is not None:
+        source, evaluation, samples = fed.source, fed.evaluation, lambda model, plan: fed.samples
+    else:
+        source = _loader(plan, plan.splits.train, processes, None if known is None else known.train)
+    if fed is None and plan.splits.eval is not None:
         held_out = _loader(plan, plan.splits.eval, processes, None if known is None else known.eval)
         lengths = torch.from_numpy(plan.splits.byte_lengths_V) if recipe.objective in CAUSAL else None
 
@@ -240,7 +264,7 @@ def build_loop(
         model.network,
         objective,
         source,
-        build_optimizer(model.network, recipe, folder, learning_rates(model)),
+        build_optimizer(model.network, recipe, folder, learning_rates(model) | critic_rates(model.network, recipe)),
         Schedule.of(recipe, total=plan.steps, accumulate=plan.accumulate, lr=recipe.lr),
         folder=folder,
         settings=settings_of(recipe),
@@ -261,6 +285,12 @@ def _objectives(plan: Plan, teacher: Teacher | None) -> tuple[Objective, Objecti
     return distill, distill.evaluated()
 
 
+def critic_rates(network: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """The head of PPO's critic learns faster than the weights that are there already."""
+    heads = ("critic.weight", "critic.bias", "critic.trunk.score.weight")
+    return {name: recipe.ppo.critic_lr for name, _ in network.named_parameters() if name in heads}
+
+
 def settings_of(recipe: Recipe) -> Settings:
     """The loop's numbers from a recipe without anything open."""
     return Settings(
@@ -269,6 +299,7 @@ def settings_of(recipe: Recipe) -> Settings:
         checkpointing=recipe.checkpointing,
         scale_loss=recipe.dtype == "float16",
         eval_every=recipe.eval_every or 0,
+        eval_first=recipe.objective in POLICY,
         sample_every=recipe.sample_every or 0,
         early_stop=recipe.early_stop,
         save_every=recipe.save_every or 0,
@@ -283,13 +314,15 @@ def settings_of(recipe: Recipe) -> Settings:
     )
 
 
-def probe(plan: Plan, *, steps: int = 2, store: Store | None = None) -> float:
+def probe(plan: Plan, *, steps: int = 2, feeds: Feeds | None = None, store: Store | None = None) -> float:
     """Seconds of an optimiser step, by doing ``steps`` after a first one that warms up. Nothing is written but paged
     state; for dry runs."""
     clock = _Clock()
     with tempfile.TemporaryDirectory(prefix="tokenmill-probe-") as scratch:
         model = build_model(plan, store)
-        loop = build_loop(plan, model, Path(scratch), watcher=clock, teacher=teacher_of(plan, model, store))
+        fed = feed_of(plan, model, World(), feeds, store)
+        teacher = teacher_of(plan, model, store)
+        loop = build_loop(plan, model, Path(scratch), watcher=clock, teacher=teacher, fed=fed)
         loop.time_steps(1 + steps)
     return sum(clock.times[1:]) / max(1, steps)
 

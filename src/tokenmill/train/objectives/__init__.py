@@ -15,6 +15,8 @@ from tokenmill.train.objectives.kto import Kto
 from tokenmill.train.objectives.mlm import MaskedTokens
 from tokenmill.train.objectives.next_token import NextToken
 from tokenmill.train.objectives.pairs import Dpo, Orpo, SimPo
+from tokenmill.train.objectives.policy import Policy, policy_objective
+from tokenmill.train.objectives.ppo import Ppo
 from tokenmill.train.objectives.reward import BradleyTerry
 from tokenmill.train.objectives.span import LostSpans
 
@@ -33,6 +35,8 @@ __all__ = [
     "NextToken",
     "Objective",
     "Orpo",
+    "Policy",
+    "Ppo",
     "SimPo",
     "build_objective",
 ]
@@ -47,6 +51,9 @@ OBJECTIVES: Mapping[str, Callable[[Recipe], Objective]] = {
     "orpo": lambda recipe: Orpo(recipe.preference),
     "kto": lambda recipe: Kto(recipe.preference),
     "reward": lambda recipe: BradleyTerry(recipe.reward),
+    "grpo": policy_objective,
+    "rloo": policy_objective,
+    "ppo": lambda recipe: Ppo(recipe.policy, recipe.ppo),
 }
 
 

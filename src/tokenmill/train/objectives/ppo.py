@@ -16,7 +16,7 @@ from tokenmill.config.ppo import PpoConfig
 from tokenmill.nn.context import Packed
 from tokenmill.train.objectives.base import Loss, Metric
 from tokenmill.train.objectives.logprobs import head_logprobs
-from tokenmill.train.objectives.policy import BOUND, Tokens, clipped_surrogate, mismatch
+from tokenmill.train.objectives.policy import BOUND, Tokens, clipped_surrogate, correction, mismatch
 
 if TYPE_CHECKING:
     from tokenmill.data.rollout_batch import RolloutBatch
@@ -44,6 +44,9 @@ class Ppo:
             values_N, pick(batch.values_T), pick(batch.returns_T), self.config.value_clip
         )
         metrics: dict[str, Metric] = {**mismatch(tokens, old_N, pick(batch.sampler_T))}
+        if self.policy.correction != "off":
+            sampler_N, mode = pick(batch.sampler_T), self.policy.correction
+            losses_N = losses_N * correction(tokens, old_N, sampler_N, mode, self.policy.correction_cap)
         metrics |= {name: tokens.mean(one_N.float()) for name, one_N in clipped.items()}
         metrics |= {
             "policy_loss": tokens.mean(losses_N),
