@@ -26,7 +26,7 @@ def write_tasks_report(results: Results) -> Path:
         results=results,
         model=results.document["model"],
         tasks=tasks,
-        radar=radar_chart("By category", *_radar({results.model: results})),
+        radar=radar_chart("What it can do", *_radar({results.model: results})),
         mains=[(one, one["metrics"][one["main"]]) for one in tasks],
         wrong={name: _wrong(samples, results.tasks[name]["main"]) for name, samples in results.samples.items()},
         results_file=RESULTS,
@@ -57,7 +57,7 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
         "compare.html.jinja",
         comparison=comparison,
         everyone=list(zip(comparison.labels, everyone, strict=True)),
-        radar=radar_chart("By category", *_radar(dict(zip(comparison.labels, everyone, strict=True)))),
+        radar=radar_chart("What it can do", *_radar(dict(zip(comparison.labels, everyone, strict=True)))),
         intervals=[one for one in intervals if one],
         whole=whole,
         parts=[line for line in comparison.lines if line.category],
@@ -74,10 +74,15 @@ def _page(template: str, **values: Any) -> str:
 
 
 def _radar(models: Mapping[str, Results]) -> tuple[list[str], dict[str, list[float]]]:
-    """Axes and values: categories where rows have them, else tasks; those that all models have."""
-    found = {label: _abilities(results) for label, results in models.items()}
+    """Axes and values: the tasks that all models have, or where they are fewer than three, categories of rows."""
+    several = all(len(results.tasks) > 2 for results in models.values())
+    found = {label: _mains(results) if several else _abilities(results) for label, results in models.items()}
     axes = [name for name in next(iter(found.values())) if all(name in one for one in found.values())]
     return axes, {label: [values[name] for name in axes] for label, values in found.items()}
+
+
+def _mains(results: Results) -> dict[str, float]:
+    return {name: task["metrics"][task["main"]]["value"] for name, task in results.tasks.items()}
 
 
 def _abilities(results: Results) -> dict[str, float]:

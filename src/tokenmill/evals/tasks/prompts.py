@@ -85,15 +85,16 @@ def right_choice(config: TaskConfig, item: Item) -> int:
 def ask_of(task: Task, item: Item, *, shots: int, seed: int, chat: bool) -> Ask:
     """What the model is asked for one row."""
     config = task.config
+    source = config.chat_prompt if chat and config.chat_prompt is not None else config.prompt
     examples = _examples(task, item, shots, seed)
-    prompt = filled(config.prompt, item)
+    prompt = filled(source, item)
     tools = tuple(item.fields.get("tools") or ())
     if not chat:
-        shown = [filled(config.prompt, one) + config.delimiter + _shown_answer(config, one) for one in examples]
+        shown = [filled(source, one) + config.delimiter + _shown_answer(config, one) for one in examples]
         return Ask(text=BETWEEN.join([*([config.system] if config.system else []), *shown, prompt]), tools=tools)
     turns: list[Mapping[str, Any]] = [{"role": "system", "content": config.system}] if config.system else []
     for one in examples:
-        turns.append({"role": "user", "content": filled(config.prompt, one)})
+        turns.append({"role": "user", "content": filled(source, one)})
         turns.append({"role": "assistant", "content": _shown_answer(config, one)})
     return Ask(messages=(*turns, {"role": "user", "content": prompt}), tools=tools)
 

@@ -1,6 +1,6 @@
 """What a task is: a YAML file beside its rows, or rows alone (then the rows' fields say what they are).
 
-``prompt``, ``choices`` and ``answer`` are Jinja templates over a row's fields. Unknown keys are refused. Names without
+``prompt``, ``chat_prompt``, ``choices`` and ``answer`` are Jinja templates over a row's fields. Unknown keys are refused. Names without
 a suffix are the sets that ship with tokenmill (``sets/``).
 """
 
@@ -51,6 +51,8 @@ class TaskConfig(BaseModel):
     category: str = ""
     """Of rows that have no ``category`` of their own."""
     prompt: str = "{{ prompt }}"
+    chat_prompt: str | None = None
+    """The prompt in chats; default: ``prompt``."""
     choices: list[str] | None = None
     """Of every row; default: the row's ``choices``."""
     answer: str | None = None
