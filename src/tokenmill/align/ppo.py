@@ -23,20 +23,19 @@ from tokenmill.models.load import Model
 from tokenmill.models.scorer import add_score_head
 from tokenmill.nn.critic import Critic
 from tokenmill.nn.scorer import Scorer
-from tokenmill.store import Store
 from tokenmill.train.objectives.logprobs import NO_LABEL
 from tokenmill.train.objectives.ppo import evaluate
 from tokenmill.train.plan import Plan
 
 
-def add_critic(plan: Plan, model: Model, store: Store | None = None) -> None:
+def add_critic(plan: Plan, model: Model) -> None:
     """Give the policy's network its critic, trained with it and kept in checkpoints; it is not exported."""
     recipe, network = plan.recipe, model.decoder
     trunk: Scorer | None = None
     if recipe.ppo.critic == "own":
         name = recipe.ppo.critic_model or recipe.model
         assert name is not None
-        own = load_model(name, device=network.device, dtype=network.dtype, store=store)
+        own = load_model(name, device=network.device, dtype=network.dtype)
         if own.decoder.config.vocab_size != network.config.vocab_size:
             raise ConfigError(
                 f"ppo.critic_model={name} has another vocabulary than the policy, whose tokens it is to read"
@@ -51,8 +50,9 @@ def add_critic(plan: Plan, model: Model, store: Store | None = None) -> None:
 class PpoSource(RolloutSource):
     """Rollouts with advantages of tokens."""
 
-    def __init__(self, plan: Plan, *parts: Any) -> None:
-        super().__init__(plan, *parts)
+    def __init__(self, plan: Plan, model: Model, *parts: Any) -> None:
+        super().__init__(plan, model, *parts)
+        add_critic(plan, model)
         self.config = plan.recipe.ppo
         self.control = KlControl(self.config, plan.recipe.policy.beta or 0.0)
         self._told: dict[str, tuple[float, float]] = {}

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from tokenmill.config.check import contradictions
 from tokenmill.config.hydra_compose import compose_file, parse_override
 from tokenmill.config.recipe import Recipe, Source
+from tokenmill.config.rewards import KINDS as REWARDS
 from tokenmill.core.errors import ConfigError, NotFoundError, did_you_mean
 
 EXCLUSIVE = (("steps", "epochs", "tokens"), ("accumulate", "batch_tokens"), ("model", "size"))
@@ -184,6 +185,9 @@ def _said(error: ValidationError) -> tuple[dict[str, str], set[str]]:
     meant: set[str] = set()
     for item in error.errors():
         words = [str(word) for word in item["loc"]]
+        if words[0] == "rewards" and len(words) > 1:
+            said["rewards"] = "\n  ".join(filter(None, [said.get("rewards"), _said_of_reward(words, item)]))
+            continue
         paths = [".".join(words[:n]) for n in range(len(words), 0, -1)]
         key = next((path for path in paths if path in known), paths[0])
         if item["type"] == "extra_forbidden":
@@ -200,6 +204,21 @@ def _said(error: ValidationError) -> tuple[dict[str, str], set[str]]:
             wanted = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
             said[key] = f"{key}: {item['input']!r} {wanted}"
     return said, meant
+
+
+def _said_of_reward(words: Sequence[str], item: Any) -> str:
+    """What is wrong with one member of ``rewards``, whose keys follow from its kind."""
+    place, given = f"rewards[{words[1]}]", item["input"]
+    if len(words) == 2:
+        kind = given.get("kind") if isinstance(given, dict) else given
+        wrong = "has no kind" if kind is None else f"{kind!r} is no kind of reward{did_you_mean(str(kind), REWARDS)}"
+        return f"{place}: {wrong}; there are {', '.join(REWARDS)}"
+    key = words[-1]
+    if item["type"] == "extra_forbidden":
+        return f"{place}: {words[2]} has no key {key}{did_you_mean(key, REWARDS[words[2]].model_fields)}"
+    if item["type"] == "missing":
+        return f"{place}: {words[2]} needs {key}"
+    return f"{place}: {words[2]}.{key}: {given!r} {item['msg'].removeprefix('Input ')}"
 
 
 def _nearest(key: str, known: Collection[str]) -> str:

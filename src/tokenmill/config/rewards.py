@@ -6,7 +6,7 @@ keys are errors, the text under a field is its documentation.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -148,6 +148,12 @@ RewardSource = Annotated[
     | JudgeReward,
     Field(discriminator="kind"),
 ]
+
+
+KINDS: dict[str, type[RewardPart]] = {
+    get_args(part.model_fields["kind"].annotation)[0]: part for part in get_args(get_args(RewardSource)[0])
+}
+"""Every kind of reward."""
 
 
 class GuardConfig(Part):
