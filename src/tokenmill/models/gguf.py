@@ -7,12 +7,14 @@ From there on there is one path: a family reads one kind of configuration, where
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from tokenmill.core.errors import ConfigError, did_you_mean
-from tokenmill.formats.gguf import GGUFFile
+from tokenmill.formats.tensors import TensorInfo
 from tokenmill.models.config_reader import ConfigReader
 from tokenmill.models.family import MAX_LAYERS
 from tokenmill.nn.config import RopeConfig, RopeScaling
@@ -33,7 +35,18 @@ NEUTRAL = frozenset(
 IGNORED = r"^rope_(freqs|factors_(long|short))\.weight$"  # tables that config_from_gguf turns into configuration
 
 
-def family_name(file: GGUFFile) -> str:
+class Described(Protocol):
+    """What is looked at: a file, or the draft of one (`models/gguf_keys.py`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    def infos(self) -> Mapping[str, TensorInfo]: ...
+    def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor: ...
+
+
+def family_name(file: Described) -> str:
     """The family of a GGUF file; ConfigError where its architecture is not supported."""
     architecture = str(file.metadata.get("general.architecture"))
     if architecture not in ARCHITECTURES:
@@ -47,14 +60,14 @@ def family_name(file: GGUFFile) -> str:
     return ARCHITECTURES[architecture]
 
 
-def reader(file: GGUFFile) -> ConfigReader:
+def reader(file: Described) -> ConfigReader:
     """The architecture's keys without their prefix."""
     prefix = f"{file.metadata.get('general.architecture')}."
     keys = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
     return ConfigReader(keys, f"{file.path} (metadata {prefix}*)", NEUTRAL)
 
 
-def config_from_gguf(file: GGUFFile, r: ConfigReader) -> dict[str, Any]:
+def config_from_gguf(file: Described, r: ConfigReader) -> dict[str, Any]:
     """What all architectures have in common; the family's ``gguf_config`` adds the rest, the caller finishes ``r``."""
     infos = file.infos()
     hidden, heads = r.integer("embedding_length"), r.integer("attention.head_count")
@@ -90,7 +103,7 @@ def config_from_gguf(file: GGUFFile, r: ConfigReader) -> dict[str, Any]:
     return config
 
 
-def _rope(file: GGUFFile, r: ConfigReader, head_dim: int) -> dict[str, Any]:
+def _rope(file: Described, r: ConfigReader, head_dim: int) -> dict[str, Any]:
     rotated = r.integer("rope.dimension_count", head_dim)
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": r.number("rope.freq_base", 10000.0)}
     if rotated != head_dim:
@@ -128,7 +141,7 @@ def _rope(file: GGUFFile, r: ConfigReader, head_dim: int) -> dict[str, Any]:
     return {"rope_parameters": parameters}
 
 
-def _banded(file: GGUFFile, dim: int, theta: float, context: int) -> dict[str, Any]:
+def _banded(file: Described, dim: int, theta: float, context: int) -> dict[str, Any]:
     """``rope_freqs``: one divisor a frequency. Llama 3.1's and 3.2's are recognised, others kept as they stand."""
     factors = file.load("rope_freqs.weight", torch.float32)
     plain = inverse_frequencies(RopeConfig(dim, theta))

@@ -253,6 +253,12 @@ def check_plain(model: nn.Module) -> None:
         )
 
 
+def file_shapes(model: Network, table: Table) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors that :func:`file_tensors` gives."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return {slot.theirs: _shape_in_file(slot, shapes) for slot in slots(model, table)}
+
+
 def file_tensors(model: Network, table: Table) -> Iterator[tuple[str, Tensor]]:
     """The model's weights under the file's names, as the file has them: the way back."""
     parameters = dict(model.named_parameters())

@@ -28,8 +28,8 @@ from tokenmill.text.tokenizer import Tokenizer
 
 _log = get_logger(__name__)
 
-_PREFIX = "tokenizer.ggml."
-_ID_KEYS = {
+PREFIX = "tokenizer.ggml."
+ID_KEYS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
@@ -38,7 +38,7 @@ _ID_KEYS = {
     "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }
-_END_KEYS = ("eot_token_id", "eom_token_id")
+END_KEYS = ("eot_token_id", "eom_token_id")
 _DEFAULT_IDS = {"llama": {"bos_token": 1, "eos_token": 2, "unk_token": 0}, "t5": {"eos_token": 1, "unk_token": 2}}
 
 
@@ -68,15 +68,15 @@ class _Reader:
         self.build = builders[self.model]
         self.tokens = self._tokens()
         self.types = self._types()
-        self.names = {name: n for name in _ID_KEYS if (n := self.token_id(name)) is not None}
-        self.ends = [n for key in _END_KEYS if (n := self.checked_id(key)) is not None]
+        self.names = {name: n for name in ID_KEYS if (n := self.token_id(name)) is not None}
+        self.ends = [n for key in END_KEYS if (n := self.checked_id(key)) is not None]
         self._mark_controls()
 
     def error(self, key: str, problem: str) -> FormatError:
-        return FormatError(self.path, _PREFIX + key, problem)
+        return FormatError(self.path, PREFIX + key, problem)
 
     def get(self, key: str, kind: type, default: Any) -> Any:
-        value = self.metadata.get(_PREFIX + key)
+        value = self.metadata.get(PREFIX + key)
         if value is None:
             return default
         if hasattr(value, "tolist"):
@@ -86,7 +86,7 @@ class _Reader:
         return value
 
     def array(self, key: str, kinds: tuple[type, ...], length: int | None = None) -> list[Any] | None:
-        value = self.metadata.get(_PREFIX + key)
+        value = self.metadata.get(PREFIX + key)
         if value is None:
             return None
         if hasattr(value, "tolist"):
@@ -101,11 +101,11 @@ class _Reader:
         return list(value)
 
     def token_id(self, name: str) -> int | None:
-        return self.checked_id(_ID_KEYS[name], _DEFAULT_IDS.get(self.model, {}).get(name))
+        return self.checked_id(ID_KEYS[name], _DEFAULT_IDS.get(self.model, {}).get(name))
 
     def checked_id(self, key: str, default: int | None = None) -> int | None:
         token_id = self.get(key, int, default)
-        if token_id is None or (token_id >= len(self.tokens) and _PREFIX + key not in self.metadata):
+        if token_id is None or (token_id >= len(self.tokens) and PREFIX + key not in self.metadata):
             return None
         if not 0 <= token_id < len(self.tokens):
             raise self.error(key, f"{token_id} is outside the vocabulary of {len(self.tokens)} tokens")
@@ -176,8 +176,8 @@ class _Reader:
             if self.get(flag, bool, default):
                 if name in self.names:
                     side[self.tokens[self.names[name]]] = self.names[name]
-                elif _PREFIX + flag in self.metadata:
-                    raise self.error(flag, f"is true, but there is no {_ID_KEYS[name]}")
+                elif PREFIX + flag in self.metadata:
+                    raise self.error(flag, f"is true, but there is no {ID_KEYS[name]}")
         if before or after:
             backend.post_processor = framing(before, after)
         return backend
@@ -203,7 +203,7 @@ class _Reader:
         name = self.get("pre", str, None)
         if name is None:
             # as llama.cpp: files from before the key existed
-            _log.warning("%s has no %spre: text is cut in a generic way, answers may suffer", self.path, _PREFIX)
+            _log.warning("%s has no %spre: text is cut in a generic way, answers may suffer", self.path, PREFIX)
             name = "default"
         if name not in KINDS:
             raise self.error("pre", f"pre-tokenizer {name!r} is not known{did_you_mean(name, KINDS)}")
@@ -250,7 +250,7 @@ class _Reader:
             if name not in self.names and (found := other if other is not None else _index(texts, usual)) is not None:
                 self.names[name] = found
         if missing := [name for name in ("unk_token", "cls_token", "sep_token") if name not in self.names]:
-            raise self.error(_ID_KEYS[missing[0]], "missing")
+            raise self.error(ID_KEYS[missing[0]], "missing")
         if len(set(texts)) != len(texts):
             raise self.error("tokens", "two tokens are one when written with ##")
         self.tokens = texts

@@ -203,6 +203,14 @@ class Tokenizer:
             settings=self._settings,
         )
 
+    def state(self) -> dict[str, Any]:
+        """What a ``tokenizer.json`` would hold."""
+        return dict(json.loads(self._backend.to_str()))
+
+    def backend(self) -> tokenizers.Tokenizer:
+        """The library's object, to look at; changing it changes this tokenizer."""
+        return self._backend
+
     def save(self, folder: Path) -> None:
         """Write a folder that transformers and this package load: tokenizer, its configuration, chat templates."""
         folder = Path(folder)

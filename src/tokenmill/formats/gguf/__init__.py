@@ -8,6 +8,6 @@ from tokenmill.formats.gguf.decode import dequantize
 from tokenmill.formats.gguf.encode import WRITABLE, quantize
 from tokenmill.formats.gguf.reader import GGUFFile
 from tokenmill.formats.gguf.types import TYPES
-from tokenmill.formats.gguf.writer import Typed, write_gguf
+from tokenmill.formats.gguf.writer import Planned, Typed, write_gguf, write_planned
 
-__all__ = ["TYPES", "WRITABLE", "GGUFFile", "Typed", "dequantize", "quantize", "write_gguf"]
+__all__ = ["TYPES", "WRITABLE", "GGUFFile", "Planned", "Typed", "dequantize", "quantize", "write_gguf", "write_planned"]

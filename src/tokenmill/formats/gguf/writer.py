@@ -1,8 +1,8 @@
 """Write GGUF version 3: metadata, tensor infos, aligned data; little-endian, as llama.cpp and the gguf package read it.
 
-Tensors may come from a generator: each is quantised and spooled to an unnamed file beside the target as it arrives, so
-memory holds one tensor; the infos, which come first in the file, are written when all are known, and the data is
-copied behind them. The file appears under its name only when it is complete.
+What a tensor will be (its shape, its type) is known before its data is asked for, so the head is written first and
+memory holds one tensor. A model may be cut into parts, named and marked as llama.cpp names and marks them; all parts
+appear under their names together, when the last one is complete.
 Refused: what `encode` refuses, names that ggml cannot hold (64 bytes or more), duplicates, more than four dimensions,
 metadata that has no GGUF type. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -10,87 +10,156 @@ metadata that has no GGUF type. Source: https://github.com/ggml-org/ggml/blob/ma
 from __future__ import annotations
 
 import math
-import shutil
 import struct
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from tokenmill.core.errors import FormatError, UsageError, did_you_mean
+from tokenmill.core.errors import FormatError, UsageError
 from tokenmill.core.paths import atomic_write
 from tokenmill.formats.gguf.encode import quantize
-from tokenmill.formats.gguf.parse import ARRAY, DEFAULT_ALIGNMENT, MAX_DIMS, SCALARS, STRING
+from tokenmill.formats.gguf.keys import Typed, encode_metadata, name_bytes
+from tokenmill.formats.gguf.parse import DEFAULT_ALIGNMENT, MAX_DIMS
 from tokenmill.formats.gguf.types import type_named
 
-_CODES = {name: (number, code) for number, (name, code, _) in SCALARS.items()} | {"string": (STRING, "")}
-_RANGES = {
-    name: (-(1 << (8 * width - 1)), (1 << (8 * width - 1)) - 1) if name.startswith("int") else (0, (1 << 8 * width) - 1)
-    for name, _, width in SCALARS.values()
-    if "int" in name
-}
-_MAX_FLOAT32 = 3.4028234663852886e38
-_MAX_KEY_BYTES = 65535
+__all__ = ["Planned", "Typed", "write_gguf", "write_planned"]
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME is 64 with the closing zero
+_MAX_PARTS = 99999
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
-    """A metadata value with its GGUF type: ``Typed(3, "uint16")``; for a list, the type of its elements."""
+class Planned:
+    """A tensor that will be written: row-major shape, GGUF type, and how to get its bytes (uint8, any shape)."""
 
-    value: Any
+    name: str
+    shape: tuple[int, ...]
     type: str
+    data: Callable[[], torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        kind = type_named(self.type)
+        row = self.shape[-1] if self.shape else 1
+        if row % kind.block:
+            problem = f"rows of {row} values do not divide into {self.type}'s blocks of {kind.block}; use F16 or BF16"
+            raise UsageError(f"{problem} for this tensor")
+        return kind.row_bytes(row) * math.prod(self.shape[:-1])
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, torch.Tensor, str]]) -> None:
     """Write a GGUF file from metadata and (name, tensor, type) triples; the types are those of `encode.quantize`.
 
-    Metadata types: bool, str; int as uint32, else int32, uint64, int64, whichever first holds it; float as float32; a
-    list as an array of one type (ints as int32 if they fit, as llama.cpp reads token types). `Typed` overrides.
     FormatError names the key or tensor that cannot be written.
     """
+    planned = [Planned(name, tuple(data.shape), type, partial(quantize, data, type)) for name, data, type in tensors]
+    write_planned(path, metadata, planned)
+
+
+def write_planned(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[Planned],
+    *,
+    part_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write a model whose tensors are made one by one; gives the files.
+
+    Args:
+        part_bytes: most bytes of tensors in a file; where there are more, the model becomes parts
+            ``stem-00001-of-0000N.gguf``. A tensor is never cut, so a part may be larger by that one.
+        progress: called with (bytes of tensors written, bytes in all).
+    """
     path = Path(path)
-    keys = b"".join(_string(path, key, _MAX_KEY_BYTES) + _metadata_value(path, key, metadata[key]) for key in metadata)
     alignment = _alignment(path, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
-        infos = _spool(path, tensors, alignment, spool)
-        head = struct.pack("<4sIQQ", b"GGUF", 3, len(infos), len(metadata)) + keys + b"".join(infos)
-        spool.seek(0)
-        with atomic_write(path) as file:
-            file.write(head + bytes(-len(head) % alignment))
-            shutil.copyfileobj(spool, file, 16 * 1024 * 1024)
+    sizes = _sizes(path, tensors, alignment)
+    parts = _parts(tensors, sizes, part_bytes)
+    done, total = 0, sum(sizes.values())
+    with ExitStack() as files:
+        names = _part_names(path, len(parts))
+        for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+            keys = dict(metadata) if number == 0 else {}
+            if len(parts) > 1:
+                keys |= {"split.no": Typed(number, "uint16"), "split.count": Typed(len(parts), "uint16")}
+                keys["split.tensors.count"] = Typed(len(tensors), "int32")
+                if number and "general.alignment" in metadata:
+                    keys["general.alignment"] = metadata["general.alignment"]
+            head = _head(path, keys, part, sizes, alignment)
+            file = files.enter_context(atomic_write(name))
+            file.write(head)
+            for tensor in part:
+                _write_tensor(path, file, tensor, sizes[tensor.name])
+                done += sizes[tensor.name]
+                if progress is not None:
+                    progress(done, total)
+    return names
 
 
-def _spool(
-    path: Path, tensors: Iterable[tuple[str, torch.Tensor, str]], alignment: int, spool: IO[bytes]
-) -> list[bytes]:
-    """Write each tensor's aligned data; give back the tensor infos."""
-    infos: list[bytes] = []
-    seen: set[str] = set()
-    offset = 0
-    for name, tensor, type in tensors:
-        where = f"tensor {name!r}"
-        if name in seen:
+def _sizes(path: Path, tensors: Sequence[Planned], alignment: int) -> dict[str, int]:
+    """Aligned bytes of each tensor; FormatError for what cannot be a tensor of a file."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        where = f"tensor {tensor.name!r}"
+        if tensor.name in sizes:
             raise FormatError(path, where, "is given twice")
-        seen.add(name)
-        if tensor.ndim > MAX_DIMS:
-            raise FormatError(path, where, f"has {tensor.ndim} dimensions; GGUF holds at most {MAX_DIMS}")
+        if len(tensor.shape) > MAX_DIMS:
+            raise FormatError(path, where, f"has {len(tensor.shape)} dimensions; GGUF holds at most {MAX_DIMS}")
         try:
-            data = quantize(tensor, type)
+            sizes[tensor.name] = tensor.nbytes + -tensor.nbytes % alignment
         except UsageError as error:
             raise FormatError(path, where, str(error)) from error
-        dims = struct.pack(f"<I{tensor.ndim}Q", tensor.ndim, *reversed(tensor.shape))
-        number = type_named(type).id
-        infos.append(_string(path, name, _MAX_NAME_BYTES) + dims + struct.pack("<IQ", number, offset))
-        spool.write(data.view(-1).numpy().data)
-        padding = -data.numel() % alignment
-        spool.write(bytes(padding))
-        offset += data.numel() + padding
-    return infos
+    return sizes
+
+
+def _parts(tensors: Sequence[Planned], sizes: Mapping[str, int], limit: int | None) -> list[list[Planned]]:
+    parts: list[list[Planned]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if limit is not None and parts[-1] and used + sizes[tensor.name] > limit:
+            parts.append([])
+            used = 0
+        parts[-1].append(tensor)
+        used += sizes[tensor.name]
+    return parts
+
+
+def _part_names(path: Path, count: int) -> list[Path]:
+    if count > _MAX_PARTS:
+        raise UsageError(f"{count} parts are more than a file's name can count; give a greater size of a part")
+    if count == 1:
+        return [path]
+    stem = path.name.removesuffix(".gguf")
+    return [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+
+
+def _head(
+    path: Path, metadata: Mapping[str, Any], tensors: Sequence[Planned], sizes: Mapping[str, int], alignment: int
+) -> bytes:
+    """Everything before the data, padded to where it begins."""
+    infos, offset = [], 0
+    for tensor in tensors:
+        dims = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+        place = struct.pack("<IQ", type_named(tensor.type).id, offset)
+        infos.append(name_bytes(path, tensor.name, _MAX_NAME_BYTES) + dims + place)
+        offset += sizes[tensor.name]
+    counts = struct.pack("<4sIQQ", b"GGUF", 3, len(infos), len(metadata))
+    head = counts + encode_metadata(path, metadata) + b"".join(infos)
+    return head + bytes(-len(head) % alignment)
+
+
+def _write_tensor(path: Path, file: IO[bytes], tensor: Planned, size: int) -> None:
+    try:
+        data = tensor.data().reshape(-1).view(torch.uint8)
+    except UsageError as error:
+        raise FormatError(path, f"tensor {tensor.name!r}", str(error)) from error
+    assert data.numel() == tensor.nbytes, f"{tensor.name}: {data.numel()} bytes for a tensor of {tensor.nbytes}"
+    file.write(data.contiguous().numpy().data)
+    file.write(bytes(size - tensor.nbytes))
 
 
 def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
@@ -102,100 +171,3 @@ def _alignment(path: Path, metadata: Mapping[str, Any]) -> int:
         problem = f"must be a power of two from 8 to {1 << 20}, not {value!r}"
         raise FormatError(path, "metadata key 'general.alignment'", problem)
     return value
-
-
-def _string(path: Path, text: str, limit: int) -> bytes:
-    """A name with its length before it."""
-    where = f"name {text!r}"
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise FormatError(path, where, "cannot be written as UTF-8") from error
-    if not 1 <= len(data) <= limit:
-        raise FormatError(path, where, f"is {len(data)} bytes long; 1 to {limit} are possible")
-    return struct.pack("<Q", len(data)) + data
-
-
-def _metadata_value(path: Path, key: str, given: Any) -> bytes:
-    """The type number and bytes of one value."""
-    value, type = (given.value, given.type) if isinstance(given, Typed) else (given, None)
-    try:
-        if isinstance(value, list | tuple):
-            return struct.pack("<I", ARRAY) + _array(value, type)
-        type = type or _infer(value)
-        _check_type(type)
-        return struct.pack("<I", _CODES[type][0]) + _leaves([value], type)
-    except UsageError as error:
-        raise FormatError(path, f"metadata key {key!r}", str(error)) from error
-
-
-def _array(values: list[Any] | tuple[Any, ...], type: str | None) -> bytes:
-    if any(isinstance(value, list | tuple) for value in values):
-        if not all(isinstance(value, list | tuple) for value in values):
-            raise UsageError("a list must not mix lists with other values")
-        return struct.pack("<IQ", ARRAY, len(values)) + b"".join(_array(value, type) for value in values)
-    type = type or _infer_elements(values)
-    _check_type(type)
-    return struct.pack("<IQ", _CODES[type][0], len(values)) + _leaves(values, type)
-
-
-def _check_type(type: str) -> None:
-    if type not in _CODES:
-        raise UsageError(f"{type!r} is not a metadata type{did_you_mean(type, _CODES)}; known: {', '.join(_CODES)}")
-
-
-def _leaves(values: list[Any] | tuple[Any, ...], type: str) -> bytes:
-    """Scalars or strings, one after the other, each checked against `type`."""
-    for value in values:
-        _check_value(value, type)
-    if type == "string":
-        encoded = [text.encode("utf-8") for text in values]
-        return b"".join(struct.pack("<Q", len(data)) + data for data in encoded)
-    return struct.pack(f"<{len(values)}{_CODES[type][1]}", *values)
-
-
-def _check_value(value: Any, type: str) -> None:
-    if type == "string":
-        fits = isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
-    elif type == "bool":
-        fits = isinstance(value, bool)
-    elif type in _RANGES:
-        low, high = _RANGES[type]
-        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    else:
-        # infinities and NaN are values; a finite number must not become one
-        fits = isinstance(value, float | int) and not isinstance(value, bool)
-        fits = fits and (type == "float64" or not math.isfinite(value) or abs(value) <= _MAX_FLOAT32)
-    if not fits:
-        raise UsageError(f"{value!r:.200} cannot be written as {type}")
-
-
-def _infer(value: Any) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return _first_that_fits([value], ("uint32", "int32", "uint64", "int64"))
-    if isinstance(value, float):
-        return "float32"
-    if isinstance(value, str):
-        return "string"
-    raise UsageError(f"a value of type {type(value).__name__} has no GGUF type; give bool, int, float, str or a list")
-
-
-def _infer_elements(values: list[Any] | tuple[Any, ...]) -> str:
-    if not values:
-        raise UsageError('an empty list has no element type; give one: Typed([], "string")')
-    kinds = {type(value) for value in values}
-    if len(kinds) > 1:
-        raise UsageError(f"a list must hold one type, not {', '.join(sorted(kind.__name__ for kind in kinds))}")
-    if kinds == {int}:
-        return _first_that_fits(values, ("int32", "uint32", "int64", "uint64"))
-    return _infer(values[0])
-
-
-def _first_that_fits(values: list[Any] | tuple[Any, ...], types: tuple[str, ...]) -> str:
-    low, high = min(values), max(values)
-    for type in types:
-        if _RANGES[type][0] <= low and high <= _RANGES[type][1]:
-            return type
-    raise UsageError(f"the integers from {low} to {high} fit no GGUF integer type")
