@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from tokenmill.evals.subject import Ask, Identity, Likelihood, Progress, Reply, Writing
 
-
 FAKE = Identity("fake", "content")
 
 
