@@ -86,7 +86,7 @@ def policy_of(adapter: str | None, rows: list[dict[str, str]]) -> dict[str, Any]
     prompts = [llm.tokenizer.render_chat(turn, add_generation_prompt=True) for turn in turns]
     sides = {name: llm.score(prompts, [row[name] for row in rows]) for name in ("chosen", "rejected")}
     params = SamplingParams(temperature=0.0, max_tokens=12)
-    said = [llm.chat(turn, params).text for turn in turns]
+    said = [completion.text for completion in llm.complete([llm.prompt_ids(turn) for turn in turns], params)]
     return {
         "totals": [(a.total, b.total) for a, b in zip(*sides.values(), strict=True)],
         "means": [

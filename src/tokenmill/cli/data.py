@@ -10,6 +10,7 @@ import typer
 
 from tokenmill.cli import data_constitution, data_mix
 from tokenmill.cli.classifier import app as classifier
+from tokenmill.cli.data_tools import app as tools
 from tokenmill.cli.output import Json, columns, emit, human_duration, human_size, verb
 from tokenmill.core.errors import UsageError
 from tokenmill.core.terminal import clean
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 app = verb()
 app.add_typer(classifier, name="classifier")
+app.add_typer(tools, name="tools")
 app.command("mix", epilog=data_mix.EPILOG)(data_mix.mix)
 app.command("constitution", epilog=data_constitution.EPILOG)(data_constitution.constitution)
 

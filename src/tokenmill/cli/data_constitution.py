@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenmill.cli.askers import open_asker
 from tokenmill.cli.output import Json, columns, emit, note, step_meter
 
 if TYPE_CHECKING:
-    from tokenmill.align.constitution import Asker, Judgement
+    from tokenmill.align.constitution import Judgement
 
 EPILOG = """\b
 Examples:
@@ -55,37 +55,14 @@ def constitution(
     found, asked = read_constitution(rules), read_prompts(prompts)[:limit]
     options = Options(samples, rounds, max_tokens, temperature, seed=seed)
     name = critic or model
-    answering = _asker(model, key_variable)
-    revising = answering if name == model else _asker(name, key_variable)
+    answering = open_asker(model, key_variable)
+    revising = answering if name == model else open_asker(name, key_variable)
     with step_meter() as progress:
         transcripts = revise(asked, found, answering, revising, options, progress)
     judged = judge(transcripts, found)
     about = {"model": model, "critic": name, "samples": samples, "rounds": rounds, "seed": seed}
     document, text = _write(out, judged, about)
     emit(document, as_json, text)
-
-
-def _asker(model: str, key_variable: str | None) -> tuple[str, Asker]:
-    """A name, and who answers to it: a server, or a model here that is loaded when something has to be asked."""
-    from tokenmill.align.constitution import LocalAnswers
-    from tokenmill.cli.subjects import is_remote
-    from tokenmill.core.endpoint import Endpoint
-    from tokenmill.core.paths import home
-    from tokenmill.evals.identity import content_digest
-    from tokenmill.store import Store
-
-    cache = home() / "cache" / "answers"
-    if is_remote(model):
-        name, _, url = model.partition("@")
-        return name, Endpoint(url, cache / hashlib.sha256(url.encode()).hexdigest()[:32], key_variable=key_variable)
-    files = Store().resolve(model, pull=True)
-
-    def load() -> Any:
-        from tokenmill.llm import LLM
-
-        return LLM(files)
-
-    return model, LocalAnswers(load, cache / content_digest([files.path, *files.adapters])[:32])
 
 
 def _write(out: Path, judged: list[Judgement], about: dict[str, Any]) -> tuple[dict[str, Any], str]:

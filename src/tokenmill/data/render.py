@@ -30,6 +30,7 @@ import numpy as np
 from tokenmill.core.errors import TemplateError
 from tokenmill.data.formats import Chat, Completion, Document, RowError, Text
 from tokenmill.text.tokenizer import Tokenizer
+from tokenmill.text.tool_prompt import has_place_for_tools
 
 TrainOn = Literal["auto", "all", "assistant", "last"]
 
@@ -76,7 +77,7 @@ class Renderer:
         # a name among the model's own, or source
         known = tokenizer.chat_templates
         sources = known.values() if chat_template is None else [known.get(chat_template, chat_template)]
-        self._tells_tools = any("tools" in source or "tool_calls" in source for source in sources)
+        self._tells_tools = any(map(has_place_for_tools, sources))
         inner, framed = tokenizer.encode("x", add_special_tokens=False), tokenizer.encode("x")
         at = next((i for i in range(len(framed)) if framed[i : i + len(inner)] == inner), 0)
         self._before, self._behind = framed[:at], framed[at + len(inner) :]

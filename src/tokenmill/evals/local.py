@@ -19,6 +19,7 @@ from tokenmill.evals.subject import Ask, Call, Identity, Likelihood, Progress, R
 from tokenmill.text.thinking import ThinkingSplitter, writes_thinking
 from tokenmill.text.tokenizer import Tokenizer
 from tokenmill.text.tool_calls import ToolCallParser, tool_formats
+from tokenmill.text.tool_prompt import has_place_for_tools, tell_tools
 
 
 class Facade(Protocol):
@@ -94,6 +95,8 @@ class LocalSubject:
             yield begin, min(begin + size, count)
 
     def _prompt(self, ask: Ask) -> list[int]:
+        if ask.tools and ask.messages and not has_place_for_tools(self._template):
+            return self.llm.prompt_ids(tell_tools(ask.messages, ask.tools))
         if ask.messages:
             return self.llm.prompt_ids(list(ask.messages), list(ask.tools) or None)
         return self.llm.prompt_ids(ask.text)

@@ -33,6 +33,11 @@ _LLAMA3 = (
 )
 
 
+def has_place_for_tools(template: str | None) -> bool:
+    """Whether a chat template (Jinja or Go) writes tools and calls; others leave them out without a word."""
+    return template is not None and ("tools" in template.lower() or "tool_calls" in template)
+
+
 def with_hermes_tools(system: str, tools: Tools) -> str:
     """A system message that tells of tools behind what it says."""
     section = _HERMES.format("\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
