@@ -11,6 +11,12 @@ from tokenmill.cli.eval_compare import EPILOG as COMPARE_EPILOG
 from tokenmill.cli.eval_compare import eval_compare
 from tokenmill.cli.eval_judge import EPILOG as JUDGE_EPILOG
 from tokenmill.cli.eval_judge import eval_judge
+from tokenmill.cli.eval_leakage import EPILOG as LEAKAGE_EPILOG
+from tokenmill.cli.eval_leakage import eval_leakage
+from tokenmill.cli.eval_memorization import EPILOG as MEMORIZATION_EPILOG
+from tokenmill.cli.eval_memorization import eval_memorization
+from tokenmill.cli.eval_probes import EPILOG as PROBES_EPILOG
+from tokenmill.cli.eval_probes import eval_probes
 from tokenmill.cli.eval_reward import EPILOG as REWARD_EPILOG
 from tokenmill.cli.eval_reward import eval_reward
 from tokenmill.cli.eval_tasks import EPILOG as TASKS_EPILOG
@@ -35,6 +41,9 @@ app.command("tasks", epilog=TASKS_EPILOG)(eval_tasks)
 app.command("compare", epilog=COMPARE_EPILOG)(eval_compare)
 app.command("reward", epilog=REWARD_EPILOG)(eval_reward)
 app.command("judge", epilog=JUDGE_EPILOG)(eval_judge)
+app.command("memorization", epilog=MEMORIZATION_EPILOG)(eval_memorization)
+app.command("leakage", epilog=LEAKAGE_EPILOG)(eval_leakage)
+app.command("probes", epilog=PROBES_EPILOG)(eval_probes)
 
 
 @app.command(epilog=EPILOG)

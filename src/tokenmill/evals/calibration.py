@@ -19,10 +19,10 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs about which the model is about as sure."""
+    """Verdicts of which a model is about as sure."""
 
     confidence: float
-    """Mean probability of the side that it prefers, 0.5 to 1."""
+    """Mean probability of what it prefers."""
     accuracy: float
     """Share of them where it is right."""
     count: int
@@ -95,11 +95,15 @@ def _sigmoid(x: float) -> float:
 
 
 def _bins(margins: Sequence[float], right: Sequence[float]) -> tuple[Bin, ...]:
-    """Equal widths of confidence from 0.5 to 1; empty ones are left out."""
+    return reliability([_sigmoid(abs(margin)) for margin in margins], right, low=0.5)
+
+
+def reliability(confidences: Sequence[float], right: Sequence[float], *, low: float) -> tuple[Bin, ...]:
+    """Bins of equal widths of confidence from ``low`` to 1, each with how often what is in it was right; empty ones are
+    left out."""
     held: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
-    for margin, hit in zip(margins, right, strict=True):
-        confidence = _sigmoid(abs(margin))
-        held[min(BINS - 1, int((confidence - 0.5) * 2 * BINS))].append((confidence, hit))
+    for confidence, hit in zip(confidences, right, strict=True):
+        held[min(BINS - 1, int((confidence - low) / (1 - low) * BINS))].append((confidence, hit))
     return tuple(
         Bin(sum(c for c, _ in one) / len(one), sum(h for _, h in one) / len(one), len(one)) for one in held if one
     )

@@ -98,12 +98,13 @@ def _runs(options: DecontaminateOptions) -> dict[int, U64]:
     found: dict[int, list[U64]] = {}
     for file in (file for path in options.against for file in find_files(path)):
         for number, (question, answer) in enumerate(_rows(file)):
-            for n, hashes in _row_runs(f"{file}#{number}", question, answer, options):
+            for n, hashes in row_runs(f"{file}#{number}", question, answer, options):
                 found.setdefault(n, []).append(hashes)
     return {n: np.unique(np.concatenate(parts)) for n, parts in sorted(found.items()) if sum(map(len, parts))}
 
 
-def _row_runs(name: str, question: str, answer: str, options: DecontaminateOptions) -> Iterator[tuple[int, U64]]:
+def row_runs(name: str, question: str, answer: str, options: DecontaminateOptions) -> Iterator[tuple[int, U64]]:
+    """What is looked for of one evaluation row: words in a run, and the runs' hashes. Nothing of a short one."""
     parts = [Document(name, question), Document(name, answer), Document(name, f"{question}\n{answer}")]
     words = lexical(words_of(parts, folded=True))
     asked, answered, whole = words.count_D.tolist()
@@ -124,16 +125,20 @@ def _rows(file: Path) -> Iterator[tuple[str, str]]:
     """Question and answer of every readable row."""
     for row in read_rows(file):
         if isinstance(row, Row):
-            turns = row.value.get("messages", row.value.get("conversations"))
-            if isinstance(turns, list):
-                said = [(turn.get("role", turn.get("from")), turn) for turn in turns if isinstance(turn, Mapping)]
-                answers = "\n".join(_said(turn, ("content", "value")) for who, turn in said if who in _ANSWERING)
-                yield (
-                    "\n".join(_said(turn, ("content", "value")) for who, turn in said if who not in _ANSWERING),
-                    answers,
-                )
-            else:
-                yield _said(row.value, QUESTIONS), _said(row.value, ANSWERS)
+            yield question_and_answer(row.value)
+
+
+def question_and_answer(value: Mapping[str, Any]) -> tuple[str, str]:
+    """Question and answer of a row, whatever its columns are called; of a conversation, what was said to the model and
+    what it said."""
+    turns = value.get("messages", value.get("conversations"))
+    if not isinstance(turns, list):
+        return _said(value, QUESTIONS), _said(value, ANSWERS)
+    said = [(turn.get("role", turn.get("from")), turn) for turn in turns if isinstance(turn, Mapping)]
+    return (
+        "\n".join(_said(turn, ("content", "value")) for who, turn in said if who not in _ANSWERING),
+        "\n".join(_said(turn, ("content", "value")) for who, turn in said if who in _ANSWERING),
+    )
 
 
 def _said(values: Mapping[str, Any], columns: tuple[str, ...]) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tokenmill.core.html import render_page, write_page
-from tokenmill.core.paths import atomic_write
 from tokenmill.core.terminal import clean
 from tokenmill.evals.judge.duel import Duel
 from tokenmill.evals.judge.figures import Figures
 from tokenmill.evals.judge.rubric import Mark
+from tokenmill.evals.measure import write_measure
 
 SHOWN = 40
 """Samples on the page; the file has all."""
@@ -36,12 +33,16 @@ def write_duels(
         }
         for one in duels
     ]
-    _write(folder, {**facts, **figures.as_dict()}, rows)
     first, second = names
     named = {"first": first, "second": second, "tie": "tie", None: "unreadable"}
     rate = "none" if figures.win_rate is None else f"{figures.win_rate:.1%} ± {figures.stderr or 0.0:.1%}"
-    return _page(
+    files = [("results.json", "all figures"), ("verdicts.jsonl", "every verdict")]
+    if (folder / "labels.jsonl").exists():
+        files.append(("labels.jsonl", "the same as tokenmill label writes people's"))
+    return write_measure(
         folder,
+        {**facts, **figures.as_dict()},
+        {"verdicts.jsonl": rows},
         title=f"{first} beside {second}",
         subtitle=f"judged by {judge}, every pair in both orders",
         verdict="the judge goes by the place" if figures.position_biased else f"{first} wins {rate}",
@@ -67,7 +68,7 @@ def write_duels(
             }
             for one in duels[:SHOWN]
         ],
-        labels=(folder / "labels.jsonl").exists(),
+        files=files,
     )
 
 
@@ -87,14 +88,14 @@ def write_marks(
         }
         for one in marks
     ]
-    _write(folder, {**facts, **found}, rows)
     mark = "none" if found["mark"] is None else f"{found['mark']:.2f} ± {found['stderr']:.2f}"
-    return _page(
+    return write_measure(
         folder,
+        {**facts, **found},
+        {"verdicts.jsonl": rows},
         title=f"{name}, marked",
         subtitle=f"by {judge}, from 1 to 10",
         verdict=mark,
-        warnings=[],
         tiles=[("mark", mark), ("answers", str(found["answers"])), ("unreadable", str(found["unreadable"]))],
         tables=[
             {"title": "By turn", "rows": [(turn, f"{value:.2f}") for turn, value in found["turns"].items()]},
@@ -110,7 +111,7 @@ def write_marks(
             }
             for one in marks[:SHOWN]
         ],
-        labels=False,
+        files=[("results.json", "all figures"), ("verdicts.jsonl", "every mark")],
     )
 
 
@@ -152,18 +153,3 @@ def _judge_rows(figures: Figures) -> list[tuple[str, str]]:
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.1%}"
-
-
-def _write(folder: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_write(folder / "results.json") as file:
-        file.write(json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace"))
-    with atomic_write(folder / "verdicts.jsonl") as file:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.write(text.encode("utf-8", "replace"))
-
-
-def _page(folder: Path, **values: Any) -> Path:
-    template = (resources.files("tokenmill.evals.judge") / "report.html.jinja").read_text(encoding="utf-8")
-    path = folder / "report.html"
-    write_page(path, render_page(template, **values))
-    return path
