@@ -37,6 +37,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("tokenmill.cli.push", "Send a model to a registry."),
     "merge": ("tokenmill.cli.merge", "Fold adapters into a model and write it as a folder."),
     "export": ("tokenmill.cli.export", "Write a model for other programs: GGUF, Ollama, Hugging Face, vLLM."),
+    "quantize": ("tokenmill.cli.quantize", "Make a model small: GPTQ, AWQ, INT8, FP8, NF4; with a report."),
+    "prune": ("tokenmill.cli.prune", "Take weights, layers or widths out of a model."),
     "train": ("tokenmill.cli.train", "Train a model by a recipe: pretrain, sft, lora …"),
     "label": ("tokenmill.cli.label", "Compare answers in a browser: preferences to train on."),
     "data": ("tokenmill.cli.data", "Look at training data as the model will see it."),

@@ -202,7 +202,7 @@ def model_from_file(
     network = build(ours)
     serve = pack and dtype in (None, "auto")
     pack = serve and can_pack(network, on)
-    stored = _stored_dtype(file)
+    stored = stored_dtype(file)
     number_format = torch.float32 if pack and stored is None else pick_dtype(dtype, on, stored, parameters(ours))
     saved = PackedFile(file, table)
     load_weights(
@@ -248,7 +248,7 @@ def _names(file: TensorFile, family: Family) -> tuple[Table, str]:
     return bare, family.ignored
 
 
-def _stored_dtype(file: TensorFile) -> torch.dtype | None:
+def stored_dtype(file: TensorFile) -> torch.dtype | None:
     """The float format that holds most of the file's bytes; None where those are quantised blocks."""
     sizes: dict[str, int] = {}
     for info in file.infos().values():

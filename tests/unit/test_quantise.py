@@ -1,0 +1,364 @@
+"""Quantisers against slow references, folders of every layout read back, killed runs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from tokenmill.core.errors import ConfigError, FormatError, UsageError
+from tokenmill.evals.divergence import Original
+from tokenmill.evals.perplexity import perplexity
+from tokenmill.formats import open_tensors
+from tokenmill.formats.awq import AWQ
+from tokenmill.formats.codes import Codes, pack_words, unpack_words
+from tokenmill.formats.gptq import GPTQ
+from tokenmill.formats.quantised_folder import QuantisedFolder
+from tokenmill.models import load_model
+from tokenmill.models.load import model_from_file
+from tokenmill.models.packing import packed_codes
+from tokenmill.nn.context import Packed
+from tokenmill.nn.decoder import Block
+from tokenmill.nn.packed import PackedLinear
+from tokenmill.ops.native import native
+from tokenmill.quant.gptq import gptq
+from tokenmill.quant.grid import Grid, round_to_nearest
+from tokenmill.quant.rescale import best_clips, rescale, sources
+from tokenmill.quant.run import quantise
+from tokenmill.quant.save import check_folder, write_folder
+from tokenmill.quant.settings import Settings, settings
+from tokenmill.quant.statistics import InputStatistics
+
+
+def config(family: str, **special: Any) -> dict[str, Any]:
+    """A tiny model whose rows are groups of 32."""
+    wide = {**tiny.FAMILIES[family], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, **special}
+    if family == "qwen3_moe":
+        wide |= {"moe_intermediate_size": 64, "num_hidden_layers": 1, "mlp_only_layers": []}
+    if family == "phi3":
+        wide["rope_scaling"] = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    return wide
+
+
+def documents(count: int = 12, length: int = 100, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 97, (length,), generator=generator) for _ in range(count)]
+
+
+def correlated(columns: int, seed: int = 0) -> Tensor:
+    """Inputs as models have them: columns that go together."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(columns, columns, generator=generator) * 0.3 + torch.eye(columns)
+    return torch.randn(4 * columns, columns, generator=generator) @ mixed
+
+
+def run(source: Path, how: Settings, work: Path, **options: Any) -> Any:
+    return quantise(load_model(source, dtype="float32"), how, documents(), work, source="tiny", **options)
+
+
+def logits(model: Any) -> Tensor:
+    return model.decoder(documents()[0], Packed([100])).detach()
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_words_hold_numbers_one_behind_the_other(bits: int) -> None:
+    values = torch.randint(0, 2**bits, (5, 40), generator=torch.Generator().manual_seed(bits))
+    words = pack_words(values, bits)
+    whole = [sum(int(v) << (bits * n) for n, v in enumerate(row)) for row in values]
+    stored = [sum((int(w) & 0xFFFFFFFF) << (32 * n) for n, w in enumerate(row)) for row in words]
+    assert stored == whole
+    assert torch.equal(unpack_words(words, bits, 40).long(), values)
+
+
+def slow_gptq(weight: Tensor, hessian: Tensor, grid: Grid, order: list[int]) -> Tensor:
+    """Optimal brain quantisation as it is derived: a new inverse for the columns that are left, after each."""
+    scales, zeros = (part.expand_as(weight) for part in _scales(weight, grid))
+    weight, left = weight.double().clone(), list(order)
+    hessian = hessian.double()
+    while left:
+        inverse = torch.linalg.inv(hessian[left][:, left])
+        first = left[0]
+        low, high = -zeros[:, first], 2**grid.bits - 1 - zeros[:, first]
+        steps = (weight[:, first].float() / scales[:, first]).round().clamp(low, high)
+        error = (weight[:, first] - (steps * scales[:, first]).double()) / inverse[0, 0]
+        weight[:, left] -= error[:, None] * inverse[0]
+        left = left[1:]
+    return weight.float()
+
+
+def _scales(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    codes = round_to_nearest(weight, grid)
+    zeros = torch.full_like(codes.scales_OG.float(), 8) if codes.zeros_OG is None else codes.zeros_OG.float()
+    return tuple(part.float().repeat_interleave(codes.group_size, 1) for part in (codes.scales_OG, zeros))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gptq_is_what_optimal_brain_quantisation_derives(symmetric: bool, act_order: bool) -> None:
+    weight, x = torch.randn(6, 64, generator=torch.Generator().manual_seed(1)) * 0.1, correlated(64)
+    hessian = x.T @ x / len(x)
+    grid = Grid(4, 32, symmetric)
+    found = gptq(weight, hessian, grid, act_order=act_order)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
+    order = torch.argsort(hessian.diagonal(), descending=True).tolist() if act_order else list(range(64))
+    expected = slow_gptq(weight, damped, grid, order)
+    assert (found.codes.dense() - expected).abs().max() < 1e-4
+    plain = round_to_nearest(weight, grid).dense() - weight
+    ours = found.codes.dense() - weight
+    assert ((ours @ hessian) * ours).sum() < 0.7 * ((plain @ hessian) * plain).sum()
+
+
+def test_unusable_hessians_are_handled_and_told() -> None:
+    weight, grid = torch.randn(4, 64, generator=torch.Generator().manual_seed(2)), Grid(4, 32)
+    x = correlated(64)
+    x[:, 7] = 0  # an input that never fires
+    found = gptq(weight, x.T @ x, grid)
+    assert not found.problem
+    plain = round_to_nearest(weight, grid)
+    assert torch.equal(found.codes.codes_OI[:, 7], plain.codes_OI[:, 7])
+    rank_one = torch.ones(64, 64)
+    assert gptq(weight, rank_one, grid, damping=0.0).damping > 0
+    for broken in (torch.full((64, 64), float("nan")), -torch.eye(64) - rank_one):
+        found = gptq(weight, broken, grid)
+        assert found.problem
+        assert torch.equal(found.codes.codes_OI, plain.codes_OI)
+
+
+def test_clipping_never_hurts_and_helps_outliers() -> None:
+    weight, x = torch.randn(16, 64, generator=torch.Generator().manual_seed(3)), correlated(64)
+    weight[:, 5] *= 12
+    x[:, 5] *= 0.01
+    hessian, grid = x.T @ x / len(x), Grid(4, 32, symmetric=False)
+    clip = best_clips(weight, grid, hessian)
+
+    def errors(clip_OG: Tensor | None) -> Tensor:
+        off = (round_to_nearest(weight, grid, clip_OG).dense() - weight).view(16, 2, 32)
+        blocks = torch.stack([hessian[:32, :32], hessian[32:, 32:]])
+        return torch.einsum("ogs,gst,ogt->og", off, blocks, off)
+
+    assert (errors(clip) <= errors(None) * 1.0001).all()
+    assert errors(clip).sum() < 0.8 * errors(None).sum()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "starcoder2", "gpt2"])
+def test_rescaling_changes_no_output(family: str, tmp_path: Path) -> None:
+    special = {} if family in ("gpt2", "starcoder2") else {"num_key_value_heads": 4}
+    wide = tiny.FAMILIES[family] if family == "gpt2" else config(family, **special)
+    model = load_model(tiny.write(wide, tmp_path), dtype="float32")
+    before = logits(model)
+    generator = torch.Generator().manual_seed(0)
+    moved = 0
+    for block in model.decoder.layers:
+        assert isinstance(block, Block)
+        for source in sources(block):
+            columns = block.get_parameter(f"{source.fed[0]}.weight").shape[1]
+            rescale(block, source, torch.rand(columns, generator=generator) + 0.5)
+            moved += 1
+    assert moved >= 4
+    assert (logits(model) - before).abs().max() < 2e-4 * before.abs().max()
+
+
+def test_statistics_do_not_depend_on_batches() -> None:
+    x = correlated(32)
+    once, parts = (InputStatistics.empty(32, x.device) for _ in range(2))
+    once.add(x)
+    for part in x.split(13):
+        parts.add(part)
+    assert torch.allclose(once.hessian(), parts.hessian(), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(once.largest_I, parts.largest_I)
+    assert torch.allclose(once.scaled(torch.full((32,), 2.0)).hessian(), 4 * once.hessian())
+
+
+# --- layouts
+
+
+def test_layouts_are_those_of_the_programs_that_read_them() -> None:
+    """Single words by hand: element 0 in the lowest bits; AWQ's order; GPTQ version 1 stores zeros minus one."""
+    codes = Codes(torch.arange(64, dtype=torch.uint8).view(8, 8) % 16, torch.ones(8, 1), torch.full((8, 1), 3))
+    gptq_parts = GPTQ(4, -1, False).write("m", codes)
+    assert gptq_parts["m.qweight"][0, 0].item() == 0x76543210
+    assert gptq_parts["m.qzeros"][0, 0].item() & 0xFFFFFFFF == 0x22222222
+    assert GPTQ(4, -1, False, version=2).write("m", codes)["m.qzeros"][0, 0].item() == 0x33333333
+    column = Codes(torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 8), codes.scales_OG, codes.zeros_OG)
+    assert AWQ(-1).write("m", column)["m.qweight"][0, 0].item() == 0x75316420
+
+
+CASES = [
+    ("rtn", {"group_size": 32, "bits": 8}, "llama"),
+    ("rtn", {"bits": 3}, "phi3"),
+    ("gptq", {"group_size": 32}, "phi3"),
+    ("gptq", {"group_size": 32, "layout": "gptq"}, "gemma3"),
+    ("awq", {"group_size": 32, "layout": "awq"}, "llama"),
+    ("gptq", {"group_size": 32}, "qwen3_moe"),
+    ("w8a8", {"smooth": 0.5}, "llama"),
+    ("fp8", {}, "llama"),
+    ("fp8", {"group_size": 0}, "llama"),
+    ("llm-int8", {}, "llama"),
+    ("nf4", {}, "llama"),
+]
+
+
+@pytest.mark.parametrize(("method", "how", "family"), CASES)
+def test_a_folder_reads_back_as_it_was_quantised(method: str, how: dict[str, Any], family: str, tmp_path: Path) -> None:
+    source = tiny.write(config(family), tmp_path / "source")
+    wanted = settings(method, **how)
+    done = run(source, wanted, tmp_path / "work", dtype=torch.float32)
+    write_folder(done, tmp_path / "out", torch.float32)
+    check_folder(tmp_path / "out", done)
+    file = open_tensors(tmp_path / "out")
+    assert isinstance(file, QuantisedFolder)
+    assert load_model(tmp_path / "out").network is not None  # as numbers
+    quantised = logits(done.model)
+    if family != "qwen3_moe" and wanted.inputs is None:
+        plain = logits(load_model(tmp_path / "out", dtype="float32"))
+        torch.testing.assert_close(plain, quantised, rtol=1e-3, atol=2e-2)
+    if native() is not None and family != "qwen3_moe":
+        served = model_from_file(file, pack=True)
+        assert isinstance(served.decoder.get_submodule("layers.0.mlp.down"), PackedLinear)
+        assert (logits(served) - quantised).abs().mean() < 0.05 * quantised.abs().mean() + 0.05
+    if wanted.calibrated:
+        assert all(record.heard for record in done.records if "experts" not in record.name)
+
+
+@pytest.mark.skipif(native() is None, reason="no native kernels")
+def test_codes_that_kernels_do_not_know_become_floats() -> None:
+    scattered = torch.tensor([0, 1] * 32, dtype=torch.int32)
+    codes = Codes(torch.randint(0, 16, (16, 64), dtype=torch.uint8), torch.rand(16, 2), None, 4, scattered)
+    assert packed_codes(codes).kind == "BF16"
+    assert (packed_codes(codes).dense() - codes.dense()).abs().max() < 0.05
+    plain = Codes(codes.codes_OI, codes.scales_OG, None, 4)
+    assert packed_codes(plain).kind == "Q4_1"
+    assert (packed_codes(plain).dense() - plain.dense()).abs().max() < 0.01
+
+
+def test_broken_and_unknown_folders_are_refused(tmp_path: Path) -> None:
+    done = run(tiny.write(config("llama"), tmp_path / "source"), settings("rtn"), tmp_path / "work")
+    out = tmp_path / "out"
+    write_folder(done, out, torch.float16)
+    text = (out / "config.json").read_text()
+
+    def changed(**changes: Any) -> None:
+        whole = json.loads(text)
+        whole["quantization_config"] |= changes
+        (out / "config.json").write_text(json.dumps(whole))
+
+    changed(quant_method="gtpq")
+    with pytest.raises(ConfigError, match="did you mean 'gptq'"):
+        open_tensors(out)
+    changed(format="nvfp4-pack-quantized")
+    with pytest.raises(ConfigError, match="nvfp4"):
+        open_tensors(out)
+    changed(config_groups={"g": {"targets": ["re:.*nothing$"], "weights": {"num_bits": 4, "strategy": "channel"}}})
+    with pytest.raises(ConfigError, match="no group"):
+        open_tensors(out)
+    (out / "config.json").write_text(text)
+    stored = done.codes["layers.0.attn.q"]
+    done.codes["layers.0.attn.q"] = Codes(stored.codes_OI ^ 1, stored.scales_OG, None, 4)
+    with pytest.raises(FormatError, match=r"q_proj.*something else"):
+        check_folder(out, done)
+
+
+# --- runs
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    source = tiny.write(config("llama", num_hidden_layers=3), tmp_path / "source")
+    whole = run(source, settings("awq", group_size=32), tmp_path / "whole")
+    write_folder(whole, tmp_path / "a", torch.float16)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(source, settings("awq", group_size=32), tmp_path / "work", progress=kill)
+    again = run(source, settings("awq", group_size=32), tmp_path / "work")
+    assert again.resumed == 2
+    write_folder(again, tmp_path / "b", torch.float16)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert [r.asdict() for r in whole.records] == [r.asdict() for r in again.records]
+    assert run(source, settings("awq", group_size=64), tmp_path / "work").resumed == 0
+
+
+def test_unfit_calibration_is_refused(tmp_path: Path) -> None:
+    model = load_model(tiny.write(config("llama"), tmp_path / "source"), dtype="float32")
+    for given, why in (
+        ([], "empty"),
+        ([torch.arange(3, 90)], "too short: 87 tokens, and the widest layer has 128 inputs"),
+        ([*documents(), torch.tensor([500])], "another tokenizer"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            quantise(model, settings("gptq", group_size=32), given, tmp_path / "work", source="tiny")
+
+
+def test_a_silent_expert_is_rounded_plainly_and_told(tmp_path: Path) -> None:
+    source = tiny.write(config("qwen3_moe"), tmp_path / "source")
+    model = load_model(source, dtype="float32")
+    model.decoder.get_parameter("layers.0.mlp.router.weight").data[0] = 0  # beaten by three others nearly always
+    one = [torch.full((100,), 5), torch.full((100,), 5)]
+    done = quantise(model, settings("gptq", group_size=32), one, tmp_path / "work", source="tiny")
+    notes = {record.name: record.note for record in done.records}
+    silent = [name for name, note in notes.items() if "rounded plainly: 0 calibration tokens" in note]
+    assert silent
+    assert all("experts" in name for name in silent)
+    assert "layers.0.mlp.router" not in notes
+
+
+@pytest.mark.parametrize(
+    ("method", "how", "why"),
+    [
+        ("gtpq", {}, "did you mean 'gptq'"),
+        ("gptq", {"bits": 5}, "4, 3, 2, 8"),
+        ("gptq", {"layout": "awq"}, "compressed-tensors, gptq"),
+        ("rtn", {"layout": "awq"}, "asymmetric"),
+        ("awq", {"damping": 0.1}, "damping belongs to gptq"),
+        ("w8a8", {"group_size": 64}, "no group size"),
+        ("gptq", {"group_size": 48}, "group size 48"),
+        ("fp8", {"group_size": 64}, "fp8 has a scale"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(method: str, how: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        settings(method, **how)
+
+
+def test_groups_that_do_not_divide_rows(tmp_path: Path) -> None:
+    """Halved for these layers, and told apart in the configuration; layouts with one size for all say what to do."""
+    source = tiny.write(config("llama"), tmp_path / "source")
+    done = run(source, settings("rtn"), tmp_path / "work")
+    layout = write_folder(done, tmp_path / "out", torch.float16)
+    sizes = {
+        tuple(group["targets"]): group["weights"]["group_size"] for group in layout.config()["config_groups"].values()
+    }
+    assert sizes[("re:.*mlp.down_proj$",)] == 128
+    check_folder(tmp_path / "out", done)
+    done = run(source, settings("rtn", layout="gptq"), tmp_path / "work")
+    with pytest.raises(UsageError, match="--group-size"):
+        write_folder(done, tmp_path / "other", torch.float16)
+
+
+def test_divergence_from_itself_is_nothing_and_perplexities_compare(tmp_path: Path) -> None:
+    model = load_model(tiny.write(config("llama"), tmp_path / "source"), dtype="float32")
+    windows = documents(3, 64)
+    original = Original(model.decoder, windows)
+    same = original.compare(model.decoder)
+    assert same.kl == pytest.approx(0, abs=1e-6)
+    assert same.agreement == 1
+    ids = torch.cat(windows).tolist()
+    assert same.ppl == pytest.approx(perplexity(model.decoder, ids, 64, byte_lengths=[1] * len(ids)).ppl, rel=1e-5)
+    layer = model.decoder.get_parameter("layers.0.mlp.down.weight")
+    layer.data *= 1.5
+    other = original.compare(model.decoder)
+    assert other.kl > 0.01
+    assert other.original_ppl == pytest.approx(same.ppl)
