@@ -48,7 +48,7 @@ def test_chunked_equals_plain(
     z_loss: float,
     labelled: float,
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_VALUES", 4 * V)
+    monkeypatch.setattr(module, "SCORED_BYTES", 4 * V * 4)
     monkeypatch.setattr(module, "CACHE_VALUES", 3 * V)
     given = inputs(dtype, labelled)
     options = {"scale": scale, "softcap": softcap, "z_loss": z_loss}
@@ -80,7 +80,7 @@ def test_gradients_by_finite_differences() -> None:
 
 def test_bfloat16_accumulates_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks of one row each: summed in bfloat16, the gradient of the weights would be off by percents."""
-    monkeypatch.setattr(module, "CHUNK_VALUES", V)
+    monkeypatch.setattr(module, "SCORED_BYTES", V * 4)
     draw = torch.Generator().manual_seed(1)
     hidden = torch.randn(600, C, generator=draw).bfloat16()
     weight = (torch.randn(V, C, generator=draw) * 0.2).bfloat16().requires_grad_()

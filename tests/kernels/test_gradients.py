@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tokenmill.nn.config import MLPConfig
+from tokenmill.nn.mlp import MLP
 from tokenmill.ops.activation import ACTIVATIONS, gated_activation
 from tokenmill.ops.attention import attention
 from tokenmill.ops.norm import rms_norm
@@ -166,3 +170,49 @@ def test_the_recipe_is_used() -> None:
     del result
     out.backward()
     assert len(asked) == 2, "once for both readers"
+
+
+def test_a_recipe_may_need_another() -> None:
+    """A gate is a product with a norm's result: neither is kept, and both are computed once."""
+    weight = random(4, 4, seed=1).requires_grad_()
+    asked: list[str] = []
+
+    def inner(value: Tensor) -> Tensor:
+        asked.append("inner")
+        return value + 1
+
+    def outer(value: Tensor) -> Tensor:
+        asked.append("outer")
+        return value * 2
+
+    base = random(3, 4, seed=2)
+    with recompute_cheap():
+        first = remember(inner(base), inner, base)
+        second = remember(outer(first), outer, first)
+        out = (first @ weight).sum() + (second @ weight).square().sum()
+    kept = weakref.ref(first), weakref.ref(second)
+    del first, second
+    assert [reference() for reference in kept] == [None, None], "what has a recipe is not held"
+    asked.clear()
+    out.backward()
+    assert sorted(asked) == ["inner", "outer"]
+    plain = random(4, 4, seed=1).requires_grad_()
+    (((base + 1) @ plain).sum() + ((base + 1) * 2 @ plain).square().sum()).backward()
+    assert weight.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(weight.grad, plain.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gates_computed_again_change_no_gradient(dtype: torch.dtype) -> None:
+    mlp = MLP(32, MLPConfig(size=96, activation="silu", gated=True, bias=False)).to(dtype)
+    for i, parameter in enumerate(mlp.parameters()):
+        parameter.data.copy_(random(*parameter.shape, seed=i))
+    x = random(9, 32, seed=7, dtype=dtype)
+    found = []
+    for context in (nullcontext(), recompute_cheap()):
+        with context:
+            out = mlp(rms_norm(x, torch.ones(32, dtype=dtype), 1e-5))
+        found.append(torch.autograd.grad(out.float().square().sum(), list(mlp.parameters())))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

@@ -19,7 +19,7 @@ T, C, V = 23, 16, 37
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_VALUES", 4 * V)
+    monkeypatch.setattr(cross_entropy, "SCORED_BYTES", 4 * V * 4)
     monkeypatch.setattr(cross_entropy, "CACHE_VALUES", 3 * V)
 
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from tokenmill.nn.config import MLPConfig
 from tokenmill.nn.linear import Linear
 from tokenmill.ops.activation import gated_activation, plain_activation
+from tokenmill.ops.linear import linear
+from tokenmill.ops.recompute import remember
 
 
 class MLP(nn.Module):
@@ -20,7 +22,16 @@ class MLP(nn.Module):
         self.down = Linear(config.size, hidden_size, config.bias)
 
     def forward(self, x_TC: Tensor) -> Tensor:
-        up_TF = self.up(x_TC)
         if self.gate is None:
-            return self.down(plain_activation(up_TF, self.config.activation))
-        return self.down(gated_activation(self.gate(x_TC), up_TF, self.config.activation))
+            return self.down(plain_activation(self.up(x_TC), self.config.activation))
+        gate_TF, up_TF = (_computed_again(layer, x_TC) for layer in (self.gate, self.up))
+        return self.down(gated_activation(gate_TF, up_TF, self.config.activation))
+
+
+def _computed_again(layer: Linear, x_TC: Tensor) -> Tensor:
+    """The layer's result, for the backward pass to be computed anew: gates are the widest that a decoder keeps, half
+    of all its activations. Layers that are more than a matrix (adapted, quantised) keep theirs."""
+    y_TF: Tensor = layer(x_TC)
+    if type(layer) is not Linear or not isinstance(x_TC, Tensor):
+        return y_TF
+    return remember(y_TF, linear, x_TC, layer.weight, layer.bias)

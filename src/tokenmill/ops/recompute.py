@@ -25,7 +25,8 @@ class Recipe:
 
     def __init__(self, compute: Callable[..., Tensor], inputs: tuple[Any, ...]) -> None:
         self.compute = compute
-        self.inputs = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
+        # What is an input is itself computed again where a recipe for it is known
+        self.inputs = tuple(_pack(value.detach()) if isinstance(value, Tensor) else value for value in inputs)
         self.readers = 0
         self._result: Tensor | None = None
 
@@ -33,7 +34,7 @@ class Recipe:
         result = self._result
         if result is None:
             with torch.no_grad():
-                result = self.compute(*self.inputs)
+                result = self.compute(*(_unpack(value) for value in self.inputs))
         self.readers -= 1
         self._result = result if self.readers > 0 else None
         return result
@@ -62,7 +63,7 @@ def _pack(tensor: Tensor) -> Tensor | Recipe:
     return recipe
 
 
-def _unpack(kept: Tensor | Recipe) -> Tensor:
+def _unpack(kept: Any) -> Any:
     return kept.result() if isinstance(kept, Recipe) else kept
 
 

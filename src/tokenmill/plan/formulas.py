@@ -94,8 +94,8 @@ def lean_kept_bytes(
     tokens: float, layers: float, hidden: float, query: float, key: float, mlp: float, beside: float, bits: float
 ) -> float:
     """What tokenmill's trainer keeps: the residual stream twice a layer, queries, keys, values, what attention
-    returns, the gate and the other half, and ``beside`` what few families have; norms and the gated product are
-    computed again (``ops/recompute.py``)."""
+    returns, ``mlp`` of the gate and the other half (0 where they are computed again), and ``beside`` what few families
+    have; norms and the gated product are always computed again (``ops/recompute.py``)."""
     return tokens * layers * (2 * hidden + 2 * query + 2 * key + 2 * mlp + beside) * bits / 8
 
 

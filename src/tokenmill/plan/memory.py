@@ -35,7 +35,7 @@ moment; factors of a matrix; none. Names are those of recipes (``train/optim``),
 CONTEXT_BYTES = 0.5 * GIB
 """Of a process on a GPU before its first tensor: the driver's context and the libraries' kernels (the lesson: 0.5 to 1
 GB)."""
-CHUNK_VALUES = 1 << 24
+SCORED_BYTES = 1 << 27
 """Scores that tokenmill's loss has at once (``ops/cross_entropy.py``)."""
 NF4_BITS = 4.127
 """Of a weight with double quantisation, QLoRA's default."""
@@ -193,6 +193,8 @@ def kept_activations(shape: Shape, setup: Setup, method: Method) -> float:
     tokens, bits = setup.batch * setup.context, setup.dtype_bits
     widths = (shape.hidden, shape.query, shape.key, shape.mlp)
     if setup.program == "tokenmill":
+        if method == "full" and shape.gated and not shape.moe_layers:
+            widths = (*widths[:3], 0)  # nn/mlp.py has gates computed again
 
         def kept(layers: float) -> float:
             return formulas.lean_kept_bytes(tokens, layers, *widths, shape.beside, bits)
@@ -215,7 +217,8 @@ def scores(shape: Shape, setup: Setup) -> float:
     ordinary program all of them in 16 bits, in float32, their softmax and both gradients."""
     tokens = setup.batch * setup.context
     if setup.program == "tokenmill":
-        return formulas.scores_bytes(min(tokens, max(1, CHUNK_VALUES // shape.vocab)), shape.vocab, 1, setup.dtype_bits)
+        rows = max(1, SCORED_BYTES * 8 // (setup.dtype_bits * shape.vocab))
+        return formulas.scores_bytes(min(tokens, rows), shape.vocab, 1, setup.dtype_bits)
     return formulas.scores_bytes(tokens, shape.vocab, 2, setup.dtype_bits) + formulas.scores_bytes(
         tokens, shape.vocab, 3, 32
     )
