@@ -51,7 +51,7 @@ def gptq(
     if act_order:
         order_I = torch.argsort(hessian_II.diagonal().masked_fill(dead_I, 0), descending=True, stable=True)
         hessian_II = hessian_II[order_I][:, order_I]
-    factor_II, used = _inverse_factor(hessian_II, damping)
+    factor_II, used = inverse_factor(hessian_II, damping)
     if factor_II is None:
         problem = "its Hessian cannot be inverted" if torch.isfinite(hessian_II).all() else "its inputs are not finite"
         log.warning("a layer is rounded plainly: %s", problem)
@@ -70,7 +70,7 @@ def gptq(
     return Rounded(encode(rounded_OI, scales, grid), used)
 
 
-def _inverse_factor(hessian_II: Tensor, damping: float) -> tuple[Tensor | None, float]:
+def inverse_factor(hessian_II: Tensor, damping: float) -> tuple[Tensor | None, float]:
     """The upper Cholesky factor of the damped Hessian's inverse, and the damping that it took."""
     mean = hessian_II.diagonal().mean()
     if not torch.isfinite(hessian_II).all():

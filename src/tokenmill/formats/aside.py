@@ -1,0 +1,48 @@
+"""A folder that is there whole or not at all: built beside its place, renamed into it at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenmill.core.errors import UsageError
+
+
+def refuse_taken(out: Path) -> None:
+    """UsageError where something is at ``out`` that is no empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is there already; give a new or empty folder")
+
+
+@contextmanager
+def built_aside(out: Path) -> Iterator[Path]:
+    """Inside, a folder to build in; it becomes ``out`` when everything went well, else it is removed.
+
+    A process that is killed leaves a folder ``.NAME.writing-…`` beside, never half of ``out``; the next one that writes
+    there removes it. UsageError where ``out`` is taken.
+    """
+    refuse_taken(out)
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.writing-"
+    for left in out.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
+    try:
+        yield stage
+        stage.chmod(0o777 & ~_umask())
+        if out.is_dir():
+            out.rmdir()
+        os.replace(stage, out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
