@@ -51,6 +51,15 @@ void gated_backward(Pool& pool, const Kernels& k, int kind, int type, Address ga
   });
 }
 
+void rms_norm(Pool& pool, const Kernels& k, int type, Address x, Address weight, float eps, int64_t rows, int64_t size,
+              Address y) {
+  nb::gil_scoped_release free;
+  const int64_t width = bytes(Real(type)) * size;
+  pieces(pool, rows, size, [&](int64_t, int64_t first, int64_t last) {
+    k.train->rms_norm(Real(type), at(x + first * width), at<float>(weight), eps, last - first, size, at(y + first * width));
+  });
+}
+
 /// Rows of a piece: how many sums of weights' gradients the caller brings is count / this, rounded up.
 int64_t norm_rows(int64_t size) { return std::max<int64_t>(1, piece_values / size); }
 
@@ -122,6 +131,7 @@ void bind_train(nb::module_& m) {
   m.def("gated", &gated, "act(gate) * up");
   m.def("gated_backward", &gated_backward, "Its derivatives");
   m.def("norm_rows", &norm_rows, "Rows that add to one sum of weights' gradients in rms_norm_backward");
+  m.def("rms_norm", &rms_norm, "RMSNorm of rows");
   m.def("rms_norm_backward", &rms_norm_backward, "Derivatives of an RMSNorm");
   m.def("turn", &turn, "Rotary embedding, or its derivative");
   m.def("softmax_loss", &softmax_loss, "Cross-entropy of rows of scores; the scores become its derivative");

@@ -44,6 +44,7 @@ struct TrainKernels {
   void (*gated)(Unary kind, Real type, const void* gate, const void* up, int64_t size, void* y);
   void (*gated_backward)(Unary kind, Real type, const void* gate, const void* up, const void* d, int64_t size, void* d_gate,
                          void* d_up);
+  void (*rms_norm)(Real type, const void* x, const float* weight, float eps, int64_t rows, int64_t size, void* y);
   /// Rows of x [size]; d_weight [size] is added to.
   void (*rms_norm_backward)(Real type, const void* x, const void* d, const float* weight, float eps, int64_t rows,
                             int64_t size, void* d_x, float* d_weight);

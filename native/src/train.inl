@@ -85,6 +85,23 @@ inline void gated_backward(Unary kind, Real type, const void* gate, const void* 
   });
 }
 
+inline void rms_norm(Real type, const void* x, const float* weight, float eps, int64_t rows, int64_t size, void* y) {
+  with_real(type, [&]<Real REAL>() {
+    for (int64_t r = 0; r < rows; r++) {
+      const void* row = offset<REAL>(x, r * size);
+      f32x16 squares = splat(0.0f);
+      each16(size, [&](int64_t i, int64_t n) {
+        const f32x16 v = get<REAL>(row, i, n);
+        squares = fma(v, v, squares);
+      });
+      const float inverse = 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps);
+      each16(size, [&](int64_t i, int64_t n) {
+        put<REAL>(offset<REAL>(y, r * size), i, get<REAL>(row, i, n) * inverse * load_some(weight + i, n), n);
+      });
+    }
+  });
+}
+
 inline void rms_norm_backward(Real type, const void* x, const void* d, const float* weight, float eps, int64_t rows,
                               int64_t size, void* d_x, float* d_weight) {
   with_real(type, [&]<Real REAL>() {

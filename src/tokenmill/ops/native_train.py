@@ -44,6 +44,15 @@ def gated_backward(found: Native, gate_TF: Tensor, up_TF: Tensor, d_TF: Tensor, 
     return d_gate_TF, d_up_TF
 
 
+def rms_norm(found: Native, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last axis."""
+    y, size = torch.empty_like(x), x.shape[-1]
+    weight32_D = weight_D.float().contiguous()
+    inputs = x.data_ptr(), weight32_D.data_ptr(), eps, x.numel() // size, size
+    found.module.rms_norm(found.pool, found.kernels, _REAL[x.dtype], *inputs, y.data_ptr())
+    return y
+
+
 def rms_norm_backward(found: Native, x: Tensor, d: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The derivatives by ``x`` and by the weight, the latter in float32."""
     size = x.shape[-1]

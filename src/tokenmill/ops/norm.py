@@ -36,6 +36,17 @@ def _differentiable(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return remember(_RMSNorm.apply(x, weight_D, eps), _rms_norm_values, x, weight_D, eps)
 
 
+def _no_kernels(x: Tensor, weight_D: Tensor, eps: float) -> str | None:
+    return None if native_train.native_for(x) else "the kernels are not here, or not for this dtype or device"
+
+
+@rms_norm.backend("native", _no_kernels)
+def _native_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    found = native_train.native_for(x)
+    assert found is not None
+    return native_train.rms_norm(found, x, weight_D, eps)
+
+
 @rms_norm.backend(
     "torch", lambda x, weight_D, eps: None if weight_D.dtype == x.dtype else "weight and x differ in dtype"
 )
@@ -44,6 +55,8 @@ def _torch_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def _rms_norm_values(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    if native_train.native_for(x) is not None:
+        return _native_rms_norm(x, weight_D, eps)
     same = weight_D.dtype == x.dtype
     return _torch_rms_norm(x, weight_D, eps) if same else rms_norm.reference(x, weight_D, eps)
 
