@@ -39,7 +39,8 @@ class Policy:
         tokens = Tokens(batch)
         logps_N = tokens.pick(batch_logprobs(model, batch, temperature=self.config.temperature))
         old_N = logps_N.detach() if batch.old_T is None else tokens.pick(batch.old_T)
-        losses_N, clipped = self.surrogate(tokens, logps_N, old_N, tokens.pick(batch.advantages_T))
+        ratios_N = self.ratios(tokens, logps_N - old_N)
+        losses_N, clipped = self.surrogate(ratios_N, logps_N, tokens.pick(batch.advantages_T))
         metrics: dict[str, Metric] = {**mismatch(tokens, old_N, tokens.pick(batch.sampler_T))}
         if self.correct != "off":
             weights_N = correction(
@@ -48,27 +49,29 @@ class Policy:
             losses_N = losses_N * weights_N
             metrics["sampling/importance_sampling_ratio/mean"] = tokens.mean(weights_N)
         if batch.reference_T is not None:
-            kl_N = k3(logps_N, tokens.pick(batch.reference_T))
+            # times the ratio: only so is its gradient that of the divergence (DeepSeek-V3.2, arXiv 2512.02556)
+            kl_N = k3(logps_N, tokens.pick(batch.reference_T)) * ratios_N
             metrics["kl"] = tokens.mean(kl_N)
             if self.beta:
                 losses_N = losses_N + self.beta * kl_N
         metrics["entropy"] = tokens.mean(-logps_N)
         for name, clipped_N in clipped.items():
-            metrics[name] = tokens.mean(clipped_N.float())
+            each = tokens.mean if self.preset.ratio == "token" else tokens.mean_of_sequences
+            metrics[name] = each(clipped_N.float())
         return Loss(self._sum(tokens, losses_N), batch.num_labels, {**metrics, **batch.measured})
 
-    def surrogate(
-        self, tokens: Tokens, logps_N: Tensor, old_N: Tensor, advantages_N: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of every token, and which tokens are clipped, by the metric's name."""
-        low, high = self.config.clip_low or 0.0, self.config.clip_high or 0.0
-        log_ratios_N = logps_N - old_N
+    def ratios(self, tokens: Tokens, log_ratios_N: Tensor) -> Tensor:
+        """Of the policy to the one that wrote, of every token or of the completion that it is in."""
         if self.preset.ratio != "token":
             log_ratios_S = tokens.sums(log_ratios_N)
             if self.preset.ratio == "sequence_mean":
                 log_ratios_S = log_ratios_S / tokens.counts_S.clamp(min=1)
             log_ratios_N = log_ratios_S[tokens.owner_N]
-        ratios_N = log_ratios_N.clamp(-BOUND, BOUND).exp()
+        return log_ratios_N.clamp(-BOUND, BOUND).exp()
+
+    def surrogate(self, ratios_N: Tensor, logps_N: Tensor, advantages_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of every token, and which tokens are clipped, by the metric's name."""
+        low, high = self.config.clip_low or 0.0, self.config.clip_high or 0.0
         if not self.preset.weighted:
             return clipped_surrogate(ratios_N, advantages_N, low, high)
         weights_N = ratios_N.detach().clamp(max=high)
@@ -111,6 +114,10 @@ class Tokens:
     def mean(self, values_N: Tensor) -> tuple[float, float]:
         """What a metric needs to become the mean over the step's tokens."""
         return float(values_N.detach().sum()), float(len(values_N))
+
+    def mean_of_sequences(self, values_N: Tensor) -> tuple[float, float]:
+        """The same over completions, of values that all tokens of one share."""
+        return float((values_N / self.counts_S[self.owner_N]).sum()), float((self.counts_S > 0).sum())
 
 
 def clipped_surrogate(
