@@ -187,6 +187,13 @@ def test_calls_are_compared(tmp_path: Path, made: list[Call], expected: dict[str
     assert result.samples[0].metrics == expected
 
 
+def test_tools_are_told_in_words_outside_of_chats(tmp_path: Path) -> None:
+    subject = FakeSubject(has_chat=False)
+    run_task(subject, task_of(tmp_path, [{"prompt": "p", "tools": [TOOL], "calls": []}]))
+    assert json.dumps(TOOL) in subject.asked[0].text
+    assert subject.asked[0].text.endswith("\n\np")
+
+
 def test_no_call_is_right_where_none_is_wanted(tmp_path: Path) -> None:
     task = task_of(tmp_path, [{"prompt": "p", "tools": [TOOL], "calls": []}])
     made = run_task(FakeSubject(say=lambda ask: Reply("", calls=(Call("f", {"x": 1}),))), task, use_cache=False)

@@ -132,7 +132,7 @@ class LocalSubject:
             text = splitter.push(text)[1] + splitter.flush()[1]
         calls: tuple[Call, ...] = ()
         if ask.tools:
-            text, calls = parse_calls(text, self._template, ask.tools)
+            text, calls = parse_calls(text, self._template if ask.messages else None, ask.tools)
         return Reply(text, str(choice.finish_reason), calls, prompt_tokens, len(choice.token_ids))
 
 

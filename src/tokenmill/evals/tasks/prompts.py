@@ -14,6 +14,7 @@ from typing import Any
 from tokenmill.core.errors import ConfigError
 from tokenmill.evals.subject import Ask
 from tokenmill.evals.tasks.task import Item, Task, TaskConfig
+from tokenmill.text.tool_prompt import with_hermes_tools
 
 BETWEEN = "\n\n"
 
@@ -91,7 +92,8 @@ def ask_of(task: Task, item: Item, *, shots: int, seed: int, chat: bool) -> Ask:
     tools = tuple(item.fields.get("tools") or ())
     if not chat:
         shown = [filled(source, one) + config.delimiter + _shown_answer(config, one) for one in examples]
-        return Ask(text=BETWEEN.join([*([config.system] if config.system else []), *shown, prompt]), tools=tools)
+        system = with_hermes_tools(config.system, tools) if tools else config.system
+        return Ask(text=BETWEEN.join([*([system] if system else []), *shown, prompt]), tools=tools)
     turns: list[Mapping[str, Any]] = [{"role": "system", "content": config.system}] if config.system else []
     for one in examples:
         turns.append({"role": "user", "content": filled(source, one)})
