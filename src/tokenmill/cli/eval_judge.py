@@ -46,7 +46,7 @@ def eval_judge(
         str | None, typer.Option(metavar="NAME", help="The environment variable that holds the judge's key.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of answers and verdicts.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("evals"),
     as_json: Json = False,
 ) -> None:
     """Let a model judge answers: every pair in both orders, ties allowed, length accounted for."""

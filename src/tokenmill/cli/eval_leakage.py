@@ -28,7 +28,7 @@ def eval_leakage(
     fail_above: Annotated[
         float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Exit status 1 if more of the rows leaked.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("evals"),
     as_json: Json = False,
 ) -> None:
     """Find test rows in training data by runs of words they share; `data run` with decontaminate takes them out."""

@@ -36,7 +36,7 @@ def eval_memorization(
     length: Annotated[int, typer.Option(min=1, help="Tokens that have to follow.")] = 32,
     limit: Annotated[int, typer.Option(min=1, help="Documents that are drawn.")] = 100,
     seed: Annotated[int, typer.Option(help="Of documents and places.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("evals"),
     as_json: Json = False,
 ) -> None:
     """Give prefixes of training documents and see whether the model goes on as they do, exactly or nearly."""

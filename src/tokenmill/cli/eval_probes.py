@@ -42,7 +42,7 @@ def eval_probes(
         str | None, typer.Option(metavar="NAME", help="The environment variable that holds the server's key.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of texts and drawn answers.")] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder of results goes.")] = Path("evals"),
     as_json: Json = False,
 ) -> None:
     """Probe a model with small sets written for it; a figure each, with every case on a page."""

@@ -77,9 +77,9 @@ class Finding:
         }
 
 
-def shipped(name: str, keys: Sequence[str], limit: int | None) -> list[dict[str, Any]]:
-    """The rows of a set that comes with tokenmill."""
-    return read_set(Path(str(resources.files("tokenmill.evals.probes"))) / "sets" / f"{name}.jsonl", keys)[:limit]
+def shipped(name: str, keys: Sequence[str], limit: int | None, *, of: str = "probes") -> list[dict[str, Any]]:
+    """The rows of a set that comes with tokenmill, with the probes or with the tasks."""
+    return read_set(Path(str(resources.files(f"tokenmill.evals.{of}"))) / "sets" / f"{name}.jsonl", keys)[:limit]
 
 
 def read_set(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
