@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint bench sanitize kernels-arm clean
+.PHONY: help setup demo test lint bench docs sanitize kernels-arm clean
 
 help:
 	@echo "make setup   create $(VENV) and install tokenmill with everything the tests need"
@@ -12,6 +12,7 @@ help:
 	@echo "make test    linters, types, layers, and every test"
 	@echo "make lint    linters, types, layers"
 	@echo "make bench   measure start-up, first token and decoding here, beside transformers"
+	@echo "make docs    the site of docs/ in build/site"
 	@echo "make sanitize     the native kernels' tests under AddressSanitizer and UBSan, in a build of their own (g++)"
 	@echo "make kernels-arm  the NEON kernels, cross-compiled and emulated (aarch64-linux-gnu-g++, qemu-aarch64)"
 	@echo "make clean   remove $(VENV) and caches; models and runs stay"
@@ -39,6 +40,10 @@ test: lint
 
 bench: setup
 	$(BIN)/python benchmarks/generate.py
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 KERNEL_TESTS := tests/kernels/test_native.py tests/kernels/test_native_attention.py
 
