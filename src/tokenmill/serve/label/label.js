@@ -16,8 +16,15 @@ function write(element, said) {
       role.textContent = message.role;
       element.append(role);
     }
-    const content = typeof message.content === "string" ? message.content : JSON.stringify(message.content ?? message.tool_calls);
-    element.append(document.createTextNode(`${content}\n`));
+    const content = message.content ?? "";
+    const text = typeof content === "string" ? content : JSON.stringify(content);
+    if (text || !message.tool_calls) element.append(document.createTextNode(`${text}\n`));
+    for (const call of message.tool_calls ?? []) {
+      const { name, arguments: given } = call.function ?? call;
+      const shown = document.createElement("code");
+      shown.textContent = `${name}(${typeof given === "string" ? given : JSON.stringify(given)})`;
+      element.append(shown, document.createTextNode("\n"));
+    }
   }
   element.scrollTop = 0;
 }
