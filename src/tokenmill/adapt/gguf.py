@@ -1,20 +1,23 @@
-"""llama.cpp's LoRA adapters in GGUF files, read as if PEFT had written them."""
+"""llama.cpp's LoRA adapters in GGUF files: read as if PEFT had written them, and written from PEFT's folders."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenmill.adapt.peft_config import StoredConfig
+from tokenmill.adapt.peft_config import TENSORS, StoredConfig, read_config
 from tokenmill.config.parts import AdapterConfig
 from tokenmill.core.errors import FormatError, did_you_mean
-from tokenmill.formats import GGUFFile, open_tensors
+from tokenmill.formats import GGUFFile, Typed, open_tensors
 from tokenmill.models import Model
-from tokenmill.models.weights import modules_by_name, rows_from_file
+from tokenmill.models.gguf_keys import ARCHITECTURE
+from tokenmill.models.weights import modules_by_name, rows_from_file, rows_to_file
 
+PEFT_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 NAME = re.compile(r"(?P<module>.+)\.weight\.lora_(?P<side>[ab])")
 
 
@@ -52,3 +55,40 @@ def gguf_products(model: Model, path: Path) -> tuple[StoredConfig, dict[str, Ten
     alphas = {re.escape(module): alpha or float(own) for module, own in ranks.items()}
     config = AdapterConfig(kind="lora", rank=rank, alpha=alpha or float(rank))
     return StoredConfig(config, "LORA", {re.escape(m): r for m, r in ranks.items()}, alphas), tensors
+
+
+def gguf_of_adapter(model: Model, folder: Path) -> tuple[dict[str, Any], list[tuple[str, Tensor, str]]]:
+    """A PEFT LoRA folder as metadata and tensors of a GGUF adapter for this model: the way back.
+
+    A GGUF adapter has one alpha, and each product is scaled by alpha / rank; where the folder's own scales differ
+    (rank patterns, rsLoRA), the B of a module takes up the difference. FormatError for what llama.cpp cannot apply:
+    other kinds, DoRA's magnitudes, whole matrices kept beside the products, matrices of which GGUF has none.
+    """
+    stored = read_config(folder)
+    if stored.config.kind != "lora":
+        raise FormatError(folder, "adapter_config.json", f"is a {stored.config.kind} adapter; GGUF holds LoRA only")
+    file = open_tensors(folder / TENSORS)
+    hub = {n.theirs: n for n in modules_by_name(model.network, model.family.weights)}
+    ours = {n.ours: n for n in modules_by_name(model.network, model.family.gguf_weights)}
+    alpha = float(stored.config.alpha)
+    tensors: list[tuple[str, Tensor, str]] = []
+    for name in file.infos():
+        found = PEFT_NAME.fullmatch(name)
+        named = hub.get(found["module"]) if found else None
+        if found is None or named is None or named.ours not in ours:
+            raise FormatError(folder, name, "has no place in a GGUF adapter of this model")
+        gguf, tensor = ours[named.ours], file.load(name, torch.float32)
+        if found["side"] == "B":
+            module = found["module"]
+            tensor = rows_to_file(tensor, gguf.row, model.network) * (stored.scale(module) * tensor.shape[1] / alpha)
+        tensors.append((f"{gguf.theirs}.weight.lora_{found['side'].lower()}", tensor, "F32"))
+    if not tensors:
+        raise FormatError(folder, TENSORS, "has no tensors")
+    metadata = {
+        "general.type": "adapter",
+        "general.architecture": ARCHITECTURE[model.family.name],
+        "general.name": folder.name,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": Typed(alpha, "float32"),
+    }
+    return metadata, sorted(tensors, key=lambda tensor: tensor[0])

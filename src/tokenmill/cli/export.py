@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from tokenmill.cli import export_gguf
 from tokenmill.cli.output import verb
 
 app = verb()
+app.command("gguf", epilog=export_gguf.EPILOG)(export_gguf.gguf)
 
 
 @app.callback()

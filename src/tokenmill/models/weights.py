@@ -110,6 +110,11 @@ def rows_from_file(tensor: Tensor, how: Row, model: Network) -> Tensor:
     return _rotary_pairs(tensor, _head_dim(model), to_neighbours=False) if how.interleaved else tensor
 
 
+def rows_to_file(tensor: Tensor, how: Row, model: Network) -> Tensor:
+    """The way back of :func:`rows_from_file`."""
+    return _rotary_pairs(tensor, _head_dim(model), to_neighbours=True) if how.interleaved else tensor
+
+
 def _rotary_pairs(tensor: Tensor, head_dim: int, *, to_neighbours: bool) -> Tensor:
     """Reorder a head's rows between [2, D/2] (halves apart, ours) and [D/2, 2] (neighbours)."""
     inner = (2, head_dim // 2) if to_neighbours else (head_dim // 2, 2)
@@ -233,6 +238,13 @@ def _hold_slot(model: Network, file: QuantisedFolder, slot: Slot, shapes: dict[s
         for name, part in zip(slot.ours, parts, strict=True)
     ]
     return all(done)
+
+
+def slot_parameters(model: Network, file: TensorFile, slot: Slot) -> list[Tensor]:
+    """The parameters of ours that a tensor of a file holds, in float32, in the order of the slot."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters() if name in slot.ours}
+    tensor = _from_file(file.load(slot.theirs, torch.float32), slot.row, _head_dim(model))
+    return list(tensor.split([shapes[name][-2 if slot.expert is not None else 0] for name in slot.ours]))
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
