@@ -21,7 +21,8 @@ from tokenmill.align.rewards.mix import KINDS, Mix, Part, build_rewards, repetit
 from tokenmill.align.rewards.models import Judge
 from tokenmill.align.rewards.scored import Failure, Outcome
 from tokenmill.align.rewards.verifiers import find_number
-from tokenmill.config.rewards import FunctionReward, RewardSource
+from tokenmill.config.rewards import KINDS as FIELDS
+from tokenmill.config.rewards import FunctionReward, GuardConfig, RewardPart, RewardSource
 from tokenmill.core.code_sandbox import isolation
 from tokenmill.core.errors import ConfigError
 
@@ -352,3 +353,15 @@ def test_repetition() -> None:
     assert repetition([1, 2, 3]) == 0
     assert repetition([1, 2, 3, 4, 5]) == 0
     assert repetition([7] * 11) == 7 / 8
+
+
+def test_the_page_names_every_key() -> None:
+    """docs/align.md says of each kind what it may be told."""
+    page = (Path(__file__).parents[2] / "docs" / "align.md").read_text(encoding="utf-8")
+    lines = {kind: next(line for line in page.splitlines() if line.startswith(f"| `{kind}` |")) for kind in FIELDS}
+    common = {"kind", *RewardPart.model_fields}
+    missing = [f"{kind}.{key}" for kind, part in FIELDS.items() for key in part.model_fields.keys() - common
+               if f"`{key}`" not in lines[kind]]  # fmt: skip
+    assert missing == []
+    assert FIELDS.keys() == KINDS.keys()
+    assert all(f"`{key}`" in page for key in GuardConfig.model_fields if key not in ("action", "patience"))
