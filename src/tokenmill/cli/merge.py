@@ -1,45 +1,73 @@
-"""``tokenmill merge``: adapters folded into their model, as a Hugging Face folder that any program loads."""
+"""``tokenmill merge``: adapters folded into their model, or several models made into one, as a Hugging Face folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, emit, verb
+from tokenmill.cli.output import Json, PullProgress, emit, step_progress, verb
 from tokenmill.core.errors import NotFoundError, UsageError
 from tokenmill.store import Store
 
 app = verb()
 
 EPILOG = """\b
-Example:
+Examples:
   tokenmill merge smollm2:135m runs/latest/model --out merged
+  tokenmill merge ./chat ./code --method slerp --weights 0.6,0.4 --out both
+  tokenmill merge ./chat ./code --method ties --base smollm2:135m --density 0.3 --out both
 """
 
 
 @app.command(epilog=EPILOG)
 def merge(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the adapter was trained on.")],
-    adapter: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT folders or GGUF adapters.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; of several, the first.")],
+    others: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER...", help="PEFT folders or GGUF adapters; with --method, further models."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the merged model goes; a new or empty folder.")],
+    method: Annotated[
+        str | None, typer.Option(help="Models: linear, slerp, ties, dare, dare-ties, task-arithmetic.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="W,W…", help="Models: one each; all alike by default.")] = None,
+    base: Annotated[str | None, typer.Option(help="Models: what they were trained from (ties, dare, task).")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="ties, dare: share of each difference that stays. [0.5]")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="ties, dare, task: of what is added to the base. [1.0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="dare: of what stays. [0]")] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="float32, bfloat16, float16; the model's own by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fold adapters into a model. What was trained over NF4 weights is folded into these, dequantised.
+    """Fold adapters into a model, or make one model of several.
 
-    Prompts, prefixes and bottleneck adapters are refused: no weight can say what they do.
+    What was trained over NF4 weights is folded into these, dequantised. Prompts, prefixes and bottleneck adapters are
+    refused: no weight can say what they do. Models of different shapes or tokenizers are refused by name.
     """
+    from tokenmill.formats.aside import refuse_taken
+
+    refuse_taken(out)
+    given = {"weights": weights, "base": base, "density": density, "scale": scale, "seed": seed}
+    if method is None:
+        if odd := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"--{odd[0]} is for merging models: give --method too")
+        _fold(model, [Path(other) for other in others], out, dtype, as_json)
+    else:
+        _blend([model, *others], out, method, given, dtype, as_json)
+
+
+def _fold(model: str, adapter: list[Path], out: Path, dtype: str | None, as_json: bool) -> None:
     if missing := [str(path) for path in adapter if not path.exists()]:
         raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is there already; give a new or empty folder")
 
     from tokenmill.adapt import check_kinds
     from tokenmill.formats import open_tensors
+    from tokenmill.formats.aside import built_aside
     from tokenmill.llm import put_adapters, tokenizer_with_adapters
     from tokenmill.models.load import model_from_file
 
@@ -48,8 +76,51 @@ def merge(
         file = open_tensors(Store().resolve(model, pull=True, progress=progress).path)
     merged = model_from_file(file, device="cpu", dtype=dtype or "auto")
     put_adapters(merged, adapter)
-    merged.save(out)
-    tokenizer_with_adapters(file, adapter).save(out)
+    with built_aside(out) as folder:
+        merged.save(folder)
+        tokenizer_with_adapters(file, adapter).save(folder)
     stored = str(merged.network.dtype).removeprefix("torch.")
     document = {"model": model, "adapters": [str(path) for path in adapter], "out": str(out), "dtype": stored}
     emit(document, as_json, f"merged {', '.join(map(str, adapter))} into {model}: {out} ({stored})")
+
+
+def _blend(names: list[str], out: Path, method: str, given: dict[str, Any], dtype: str | None, as_json: bool) -> None:
+    from tokenmill.formats.aside import built_aside
+    from tokenmill.formats.hf_folder import write_hf_folder
+    from tokenmill.models.blend import Member, Recipe, blended, check_flags
+    from tokenmill.models.load import tokenizer_from_file
+
+    check_flags(method, given)
+    kept = {name: given[name] for name in ("density", "scale", "seed") if given[name] is not None}
+    recipe = Recipe(method, _weights(given["weights"]), **kept)  # type: ignore[arg-type]
+    recipe.check(len(names), given["base"] is not None)
+    number_format = _dtype(dtype)
+    store = Store()
+    with PullProgress() as pulled:
+        paths = [store.resolve(name, pull=True, progress=pulled).path for name in [*names, given["base"]] if name]
+    members = [Member(name, path) for name, path in zip([*names, given["base"]], paths, strict=False)]
+    base = members.pop() if given["base"] is not None else None
+    with built_aside(out) as folder, step_progress("tensors") as progress:
+        tensors = blended(members, recipe, base, dtype=number_format, progress=progress)
+        first = members[0]
+        stored = str(number_format or first.dtype).removeprefix("torch.")
+        config = {key: value for key, value in first.config.items() if key != "torch_dtype"} | {"dtype": stored}
+        write_hf_folder(folder, config, tensors, generation_config=first.generation_config or None)
+        tokenizer_from_file(first.file).save(folder)
+    document = {"models": names, "base": given["base"], "method": method, "out": str(out), "dtype": stored}
+    emit(document, as_json, f"merged {', '.join(names)} by {method}: {out} ({stored})")
+
+
+def _weights(text: str | None) -> tuple[float, ...]:
+    try:
+        return () if text is None else tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError(f"--weights {text!r}: give numbers with commas between them, one for each model") from None
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    from tokenmill.core.device import pick_dtype
+
+    return None if name is None else pick_dtype(name, torch.device("cpu"), None, 0)

@@ -198,7 +198,7 @@ def model_from_file(
     config, generation_config = config_of(file)
     family, ours = read_any_config(config, str(file.path))
     on = pick_device(device)
-    table, ignored = _names(file, family)
+    table, ignored = names_of(file, family)
     network = build(ours)
     serve = pack and dtype in (None, "auto")
     pack = serve and can_pack(network, on)
@@ -237,7 +237,8 @@ def config_of(file: TensorFile) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, {}
 
 
-def _names(file: TensorFile, family: Family) -> tuple[Table, str]:
+def names_of(file: TensorFile, family: Family) -> tuple[Table, str]:
+    """The table of the names that a file uses, and a pattern of those that hold nothing."""
     if isinstance(file, GGUFFile):
         return family.gguf_weights, gguf.IGNORED
     # A bare base model has no prefix: the hub's own gpt2 calls its embedding wte, not transformer.wte
