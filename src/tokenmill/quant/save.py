@@ -28,7 +28,11 @@ def write_folder(quantised: Quantised, folder: Path, dtype: torch.dtype) -> Layo
     model = quantised.model
     by_slot = dict(_held(quantised))
     layout = layout_for(
-        quantised.settings, {slot.theirs.removesuffix(".weight"): _grid(one) for slot, one in by_slot.items()}
+        quantised.settings,
+        {
+            slot.theirs.removesuffix(".weight"): _grid(one, quantised.settings.group_size)
+            for slot, one in by_slot.items()
+        },
     )
     config = {key: value for key, value in model.config.items() if key != "torch_dtype"}
     config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": layout.config()}
@@ -65,11 +69,13 @@ def _as_one(slot: Slot, parts: list[Stored]) -> Stored:
     return stacked(whole)
 
 
-def _grid(stored: Stored) -> Grid:
-    """How a matrix is quantised, for the layout."""
+def _grid(stored: Stored, group_size: int) -> Grid:
+    """How a matrix is quantised, for the layout; a row of just one group of the size asked for counts as such."""
     codes = as_codes(stored)
     one = codes.scales_OG.numel() == 1 and codes.shape[0] > 1
-    size = 0 if one else -1 if codes.scales_OG.shape[1] == 1 else codes.group_size
+    size = 0 if one else codes.group_size
+    if codes.scales_OG.shape[1] == 1 and not one and size != group_size:
+        size = -1
     return Grid(codes.bits, size, codes.zeros_OG is None, "fp8" if codes.is_float else "int")
 
 
