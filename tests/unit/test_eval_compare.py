@@ -110,6 +110,15 @@ def test_a_planted_regression_is_found_and_noise_is_not(tmp_path: Path) -> None:
     assert parts == {"even": -0.4, "odd": -0.4}
 
 
+def test_four_rows_of_forty_are_no_certainty(tmp_path: Path) -> None:
+    """The bootstrap's interval leaves out zero; a coin would do as much one time in eight."""
+    comparison = compare(measured(tmp_path, "base", 20), [measured(tmp_path, "tuned", 16)])
+    [line] = [one for one in comparison.lines if one.metric == "exact_match" and not one.category]
+    assert line.difference.high < 0
+    assert line.difference.p == pytest.approx(0.125)
+    assert comparison.regressions == []
+
+
 def test_results_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:
     base = measured(tmp_path, "base", 10)
     with pytest.raises(UsageError, match="other rows"):

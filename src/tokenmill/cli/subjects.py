@@ -73,7 +73,7 @@ def open_subject(
         ]
     )
     size = 1 if one_by_one else batch_size
-    facts = {"dtype": str(llm.model.dtype), "ctx_size": llm.ctx_size, "exact": exact, "device": str(llm.model.device)}
+    facts = {"dtype": str(llm.model.dtype).removeprefix("torch."), "ctx_size": llm.ctx_size, "exact": exact, "device": str(llm.model.device)}
     if not exact:
         facts["batch_size"] = size
     name = "+".join([model, *(adapter or ())])

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenmill.core.errors import UsageError
 from tokenmill.evals.gates import Figure
-from tokenmill.evals.paired import Difference, paired_difference
+from tokenmill.evals.paired import CONFIDENCE, Difference, paired_difference
 from tokenmill.evals.tasks.folder import Results
 from tokenmill.evals.tasks.sample import Sample
 from tokenmill.evals.tasks.text_metrics import CORPUS
@@ -34,9 +34,13 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """``better`` or ``worse`` where the interval leaves out zero, else empty."""
+        """``better`` or ``worse`` where the interval leaves out zero, and where McNemar's test, if it can be made,
+        agrees: the bootstrap alone is too sure of few rows that differ. Else empty."""
+        one = self.difference
+        if one.p is not None and one.p >= 1 - CONFIDENCE:
+            return ""
         up, down = ("worse", "better") if self.lower_is_better else ("better", "worse")
-        return up if self.difference.low > 0 else down if self.difference.high < 0 else ""
+        return up if one.low > 0 else down if one.high < 0 else ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ def _lines(number: int, base: Results, tuned: Results, task: str, seed: int) -> 
         yield Line(number, task, metric, "", metric == main, _difference(both, metric, seed), metric in lower)
         if metric != main:
             continue
-        for category in dict.fromkeys(a.category for a, _ in both if a.category):
+        categories = dict.fromkeys(a.category for a, _ in both if a.category)
+        for category in categories if len(categories) > 1 else ():
             own = [(a, b) for a, b in both if a.category == category]
             yield Line(number, task, metric, category, True, _difference(own, metric, seed), metric in lower)
 

@@ -185,9 +185,9 @@ def _corpus(name: str, said: Sequence[str], rights: Sequence[Sequence[str]]) -> 
 
 
 def _categories(samples: Sequence[Sample], main: str) -> dict[str, dict[str, float]]:
-    """The figure that counts, by category of rows; nothing where no row names one."""
+    """The figure that counts, by category of rows; nothing where all are of one."""
     names = dict.fromkeys(one.category for one in samples)
-    if set(names) == {""}:
+    if len(names) < 2:
         return {}
     return {name: figures([one for one in samples if one.category == name]).get(main, {}) for name in names}
 

@@ -1,7 +1,7 @@
 """What a task is: a YAML file beside its rows, or rows alone (then the rows' fields say what they are).
 
-``prompt``, ``chat_prompt``, ``choices`` and ``answer`` are Jinja templates over a row's fields. Unknown keys are refused. Names without
-a suffix are the sets that ship with tokenmill (``sets/``).
+``prompt``, ``chat_prompt``, ``choices`` and ``answer`` are Jinja templates over a row's fields. Unknown keys are
+refused. Names without a suffix are the sets that ship with tokenmill (``sets/``).
 """
 
 from __future__ import annotations
