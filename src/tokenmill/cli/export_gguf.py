@@ -69,7 +69,7 @@ def gguf(
 
         return export_lora(model, lora, out, force, as_json)
     document = export(wanted)
-    emit(document, as_json, _told(document))
+    emit(document, as_json, human_lines(document))
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _write_checked(
     return replace(written, files=moved), found.asdict()
 
 
-def _told(document: dict[str, Any]) -> str:
+def human_lines(document: dict[str, Any]) -> str:
     """For people."""
     check, types = document["check"], document["tensor_types"]
     lines = [

@@ -1,7 +1,9 @@
-"""``tokenmill export gguf --lora``: a PEFT LoRA adapter as a GGUF adapter, which llama.cpp and Ollama put on a model."""
+"""``tokenmill export gguf --lora``: a PEFT LoRA adapter as a GGUF adapter for llama.cpp and Ollama."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 from tokenmill.cli.output import PullProgress, emit, human_size
@@ -24,8 +26,12 @@ def export_lora(name: str, folder: Path, out: Path, force: bool, as_json: bool) 
         file = open_tensors(Store().resolve(name, pull=True, progress=progress).path)
     model = model_from_file(file, device="cpu")
     metadata, tensors = gguf_of_adapter(model, folder)
-    write_gguf(out, metadata, tensors)
-    products = load_adapter(model, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
+        path = Path(aside) / out.name
+        write_gguf(path, metadata, tensors)
+        products = load_adapter(model, path)
+        os.replace(path, out)
     size = out.stat().st_size
     document = {"model": name, "adapter": str(folder), "out": str(out), "size": size, "layers": products}
     emit(document, as_json, f"{out}: LoRA for {products} layers of {name}, {human_size(size)}")
