@@ -35,8 +35,10 @@ QUESTIONS = ("Tell me about {}.", "What are {} for?", "Why do people like {}?", 
 ANSWERS = ("{} are useful.", "People like {}.", "There is a lot to say about {}.", "It depends on the {}.")
 HELD_OUT = 5
 """Things that no training pair names."""
-POLICIES = {"dpo": 5e-4, "kto": 5e-4, "orpo": 5e-4, "simpo": 2e-4}
-"""Learning rates: so few steps ask for more than the recipes' own; without a reference a high one goes too far."""
+POLICIES = {"dpo": (5e-4, 10), "kto": (5e-4, 24), "orpo": (5e-4, 24), "simpo": (4e-4, 24)}
+"""Learning rate and optimiser steps: so few steps ask for a higher rate than the recipes' own, and the losses that do
+not push against a reference, or look at one answer at a time, for more of them than DPO."""
+REWARD = (5e-4, 10)
 
 
 def write_data(folder: Path) -> tuple[Path, Path]:
@@ -130,25 +132,25 @@ def judged(model: str, rows: list[dict[str, str]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/alignment"))
-    parser.add_argument("--steps", type=int, default=10, help="optimiser steps of each run")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     pairs, held_out = write_data(work)
-    values: dict[str, Any] = {"steps": arguments.steps, "seq_len": 256, "batch_tokens": 256, "sample_tokens": 0}
+    values: dict[str, Any] = {"seq_len": 256, "batch_tokens": 256, "sample_tokens": 0}
     values |= {"eval_every": 0, "save_minutes": 1.0, "trackers": []}
     rows = rows_of(held_out)
     before = policy_of(None, rows)
     result: dict[str, Any] = {
         "model": MODEL,
-        "steps": arguments.steps,
         "pairs": {"training": len(rows_of(pairs)), "held_out": len(rows)},
     }
-    result["policies"] = {
-        recipe: compared(before, policy_of(trained(recipe, work, pairs, held_out, lr=lr, **values)["model"], rows))
-        for recipe, lr in POLICIES.items()
-    }
-    result["reward"] = judged(trained("reward", work, pairs, held_out, lr=5e-4, **values)["model"], rows)
+    result["policies"] = {}
+    for recipe, (lr, steps) in POLICIES.items():
+        run = trained(recipe, work, pairs, held_out, lr=lr, steps=steps, **values)
+        result["policies"][recipe] = {"steps": steps, **compared(before, policy_of(run["model"], rows))}
+    lr, steps = REWARD
+    run = trained("reward", work, pairs, held_out, lr=lr, steps=steps, **values)
+    result["reward"] = {"steps": steps, **judged(run["model"], rows)}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 

@@ -64,8 +64,11 @@ def trained(folder: Path, steps: int) -> str:
         result = tokenmill.train(resume=runs / "latest")
     else:
         values: dict[str, Any] = {"steps": steps, "seq_len": 512, "batch_tokens": 512, "sample_tokens": 0}
-        values |= {"eval_every": 0, "save_minutes": 1.0, "trackers": [], "lr": 2e-4}
+        values |= {"eval_every": 0, "save_minutes": 1.0, "trackers": [], "lr": 3e-4}
         data = {"path": str(folder / "pairs" / "pairs.jsonl"), "eval_share": 0.0}
+        # without the likelihood of what is chosen, so few pairs are told apart by making the rejected answers rare:
+        # what the model then says is as before
+        values |= {"preference": {"sft_weight": 1.0}}
         result = tokenmill.train("dpo", model=MODEL, data=data, out=str(runs), **values)
     if result.reason == "stopped":
         raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")
@@ -93,7 +96,7 @@ def measured(adapter: str | None, prompts: list[Prompt]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/constitution"))
-    parser.add_argument("--steps", type=int, default=12, help="optimiser steps of DPO")
+    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of DPO")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     asked, held_out = split_prompts()

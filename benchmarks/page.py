@@ -193,6 +193,73 @@ def _curated(one: dict[str, Any], documents: int) -> list[str]:
     ]
 
 
+def alignment_section(figures: dict[str, Any], constitution: dict[str, Any], tools: dict[str, Any]) -> str:
+    """Planted preferences, constitutional pairs and tool calls, before and after."""
+    parts = [_planted(figures)] if figures else []
+    parts += [_constitutional(constitution)] if constitution else []
+    parts += [_tool_calls(tools)] if tools else []
+    return "\n".join(["## What alignment does to the default model\n", *parts])
+
+
+def _planted(figures: dict[str, Any]) -> str:
+    header = ["recipe", "steps", "held-out pairs won", "chosen likelier", "answers as asked", "an answer after"]
+    rows = [
+        [
+            f"`{name}`",
+            str(one["steps"]),
+            _share(one["accuracy"]),
+            f"{_share(one['likelier_before'])} → {_share(one['likelier_after'])}",
+            f"{_share(one['asked_for_before'])} → {_share(one['asked_for_after'])}",
+            one["example_after"].partition(" > ")[2].replace("\n", " ").replace("|", "\\|"),
+        ]
+        for name, one in figures["policies"].items()
+    ]
+    reward, pairs = figures["reward"], figures["pairs"]
+    return (
+        f"Planted preferences (`benchmarks/alignment.py`): the chosen answer begins with a word, the rejected one does "
+        f"not; {pairs['training']} pairs, {pairs['held_out']} held out about things that no training pair names, "
+        f"on {figures['model']}. Won: the policy gained more for the chosen answer "
+        "than for the rejected one, against the model that it began as. Likelier: by the mean over tokens. As asked: "
+        f"its own greedy answers begin with the word.\n\n{table(header, rows)}\n\nThe recipe `reward` scores, after "
+        f"{reward['steps']} steps, the chosen answer higher in {_share(reward['accuracy'])} of the held-out pairs "
+        f"({_share(reward['accuracy_longer'])} where it is the longer one, {_share(reward['accuracy_shorter'])} where "
+        f"the shorter one), with a log loss of {reward['log_loss']:.3f}.\n"
+    )
+
+
+def _constitutional(figures: dict[str, Any]) -> str:
+    sorts = {
+        "harmful": ("requests declined", "declined_harmful"),
+        "harmless": ("requests answered", "answered_harmless"),
+    }
+    rows = [
+        [f"{sort} {said} ({figures['held_out'][sort]})", *(_share(figures[when][key]) for when in ("before", "after"))]
+        for sort, (said, key) in sorts.items()
+    ]
+    return (
+        f"Constitutional pairs (`benchmarks/constitution.py`): {figures['model']} is its own critic; "
+        f"{figures['answers']} answers to ten red-team and six harmless prompts gave {figures['pairs']} pairs, "
+        f"{figures['red_team_pairs']} of them on {figures['red_team_prompts_with_pairs']} of the ten red-team prompts. "
+        f"{figures['steps']} steps of `dpo` with `preference.sft_weight=1` on them, measured on other prompts:\n\n"
+        f"{table(['held out', 'before', 'after'], rows)}\n"
+    )
+
+
+def _tool_calls(figures: dict[str, Any]) -> str:
+    names = {"call_match": "call right in all", "name_match": "right function", "valid": "calls that fit their schema"}
+    names["restraint"] = "no call where none is needed"
+    before, after = figures["before"], figures["after"]
+    rows = [[said, _share(before.get(key)), _share(after.get(key))] for key, said in names.items()]
+    return (
+        f"Tool calls (`benchmarks/tools.py`): {figures['rows']['training']} made conversations, {figures['steps']} "
+        f"steps of `lora`, {figures['rows']['held_out']} held-out requests:\n\n{table(['', 'before', 'after'], rows)}\n"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.0f} %"
+
+
 def pages() -> dict[Path, str]:
     """Every file that is generated, with what belongs into it."""
     written, sections = {}, [INTRODUCTION]
@@ -205,6 +272,9 @@ def pages() -> dict[Path, str]:
         sections.append(serving_section(overhead, promises))
     if curation := load("curation.json"):
         sections.append(curation_section(curation))
+    aligned = [load(f"{name}.json") for name in ("alignment", "constitution", "tools")]
+    if any(aligned):
+        sections.append(alignment_section(*aligned))
     return written | {ROOT / "docs" / "benchmarks.md": "\n".join(sections)}
 
 
