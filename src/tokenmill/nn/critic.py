@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.nn.context import Packed
+from tokenmill.nn.linear import Linear
 from tokenmill.nn.scorer import Scorer
 
 
@@ -36,5 +37,8 @@ class Critic(nn.Module):
             values_T: Tensor = hidden_TC.float() @ self.weight
         else:
             own_TC = self.trunk.hidden(tokens_T, Packed(lengths, tokens_T.device))
-            values_T = self.trunk.score(own_TC).float()[:, 0]
+            head = self.trunk.score
+            if isinstance(head, Linear):  # in float32, as reward models are trained, over a trunk in 16 bits
+                own_TC = own_TC.to(head.weight.dtype)
+            values_T = head(own_TC).float()[:, 0]
         return values_T + self.bias
