@@ -8,7 +8,7 @@ training pair names are held out. Shown: the share of held-out pairs on which th
 answer than for the rejected one against the model that it began as; the share on which it finds the chosen one likelier
 token by token, before and after; the share of its answers to held-out questions that begin as asked; and how often a
 reward model scores the held-out chosen answer higher. Minutes a run on two cores; what is stopped goes on where it was.
-The figures go to ``results/alignment.json``; ``page.py`` writes the table of docs/align.md from them.
+The figures go to ``results/alignment.json``; ``page.py`` writes the table of docs/benchmarks.md from them.
 """
 
 from __future__ import annotations

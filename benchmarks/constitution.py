@@ -3,10 +3,10 @@
     python benchmarks/constitution.py --work build/constitution
 
 The model answers ten of the shipped red-team prompts and six harmless ones, critiques and revises its own answers by
-the shipped principles, and is trained on the pairs by the recipe ``dpo``. Held out are the other shipped prompts: the
-share of the harmful ones that it declines and of the harmless ones that it answers, by the words that greedy answers
-begin with, before and after. What is stopped goes on where it was. The figures go to ``results/constitution.json``;
-``page.py`` writes the table of docs/align.md from them.
+the shipped principles, and is trained on the pairs by the recipe ``constitutional``. Held out are the other shipped
+prompts: the share of the harmful ones that it declines and of the harmless ones that it answers, by the words that
+greedy answers begin with, before and after. What is stopped goes on where it was. The figures go to
+``results/constitution.json``; ``page.py`` writes the table of docs/benchmarks.md from them.
 """
 
 from __future__ import annotations
@@ -55,21 +55,17 @@ def made_pairs(folder: Path, prompts: list[Prompt]) -> dict[str, Any]:
 
 
 def trained(folder: Path, steps: int) -> str:
-    """The adapter of the DPO run in this folder, begun, gone on with, or finished already."""
-    runs = folder / "dpo"
+    """The adapter of the run in this folder, begun, gone on with, or finished already."""
+    runs = folder / "run"
     done = runs / "model.txt"
     if done.exists():
         return done.read_text()
     if (runs / "latest" / "checkpoints" / "latest").exists():
         result = tokenmill.train(resume=runs / "latest")
     else:
-        values: dict[str, Any] = {"steps": steps, "seq_len": 512, "batch_tokens": 512, "sample_tokens": 0}
-        values |= {"eval_every": 0, "save_minutes": 1.0, "trackers": [], "lr": 3e-4}
         data = {"path": str(folder / "pairs" / "pairs.jsonl"), "eval_share": 0.0}
-        # without the likelihood of what is chosen, so few pairs are told apart by making the rejected answers rare:
-        # what the model then says is as before
-        values |= {"preference": {"sft_weight": 1.0}}
-        result = tokenmill.train("dpo", model=MODEL, data=data, out=str(runs), **values)
+        values: dict[str, Any] = {"steps": steps, "sample_tokens": 0, "eval_every": 0, "save_minutes": 1.0}
+        result = tokenmill.train("constitutional", model=MODEL, data=data, out=str(runs), trackers=[], **values)
     if result.reason == "stopped":
         raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")
     done.write_text(str(result.model))
@@ -96,7 +92,7 @@ def measured(adapter: str | None, prompts: list[Prompt]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/constitution"))
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of DPO")
+    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of training")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     asked, held_out = split_prompts()

@@ -240,7 +240,7 @@ def _constitutional(figures: dict[str, Any]) -> str:
         f"Constitutional pairs (`benchmarks/constitution.py`): {figures['model']} is its own critic; "
         f"{figures['answers']} answers to ten red-team and six harmless prompts gave {figures['pairs']} pairs, "
         f"{figures['red_team_pairs']} of them on {figures['red_team_prompts_with_pairs']} of the ten red-team prompts. "
-        f"{figures['steps']} steps of `dpo` with `preference.sft_weight=1` on them, measured on other prompts:\n\n"
+        f"{figures['steps']} steps of the recipe `constitutional` on them, measured on other prompts:\n\n"
         f"{table(['held out', 'before', 'after'], rows)}\n"
     )
 
@@ -252,7 +252,8 @@ def _tool_calls(figures: dict[str, Any]) -> str:
     rows = [[said, _share(before.get(key)), _share(after.get(key))] for key, said in names.items()]
     return (
         f"Tool calls (`benchmarks/tools.py`): {figures['rows']['training']} made conversations, {figures['steps']} "
-        f"steps of `lora`, {figures['rows']['held_out']} held-out requests:\n\n{table(['', 'before', 'after'], rows)}\n"
+        f"steps of the recipe `tools`, {figures['rows']['held_out']} held-out requests:\n\n"
+        f"{table(['', 'before', 'after'], rows)}\n"
     )
 
 

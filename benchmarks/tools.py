@@ -4,10 +4,10 @@
 
 Rows are made from ``examples/tools.yaml`` as `tokenmill data tools make` does: requests and the calls that answer them,
 with drawn arguments. They are written Hermes' way, since the model's template has no place for tools, and trained by
-the recipe ``lora``. Held out are rows of another seed whose requests no training row has. Measured by the task kind
+the recipe ``tools``. Held out are rows of another seed whose requests no training row has. Measured by the task kind
 ``tools``: calls that are all right (name, arguments in any order), the right function, arguments that fit their schema,
 and no call where none is needed. What is stopped goes on where it was. The figures go to ``results/tools.json``;
-``page.py`` writes the table of docs/align.md from them.
+``page.py`` writes the table of docs/benchmarks.md from them.
 """
 
 from __future__ import annotations
@@ -52,17 +52,16 @@ def write_data(folder: Path) -> tuple[Path, Path, dict[str, int]]:
 
 def trained(folder: Path, data: Path, steps: int) -> str:
     """The adapter of the run in this folder, begun, gone on with, or finished already."""
-    runs = folder / "lora"
+    runs = folder / "run"
     done = runs / "model.txt"
     if done.exists():
         return done.read_text()
     if (runs / "latest" / "checkpoints" / "latest").exists():
         result = tokenmill.train(resume=runs / "latest")
     else:
-        values: dict[str, Any] = {"steps": steps, "seq_len": 1024, "batch_tokens": 2048, "micro_batch": 1}
-        values |= {"eval_every": 0, "save_minutes": 1.0, "trackers": [], "sample_tokens": 0}
+        values: dict[str, Any] = {"steps": steps, "sample_tokens": 0, "eval_every": 0, "save_minutes": 1.0}
         told = {"path": str(data), "eval_share": 0.0}
-        result = tokenmill.train("lora", model=MODEL, data=told, out=str(runs), **values)
+        result = tokenmill.train("tools", model=MODEL, data=told, out=str(runs), trackers=[], **values)
     if result.reason == "stopped":
         raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")
     done.write_text(str(result.model))
@@ -80,7 +79,7 @@ def measured(adapter: str | None, held_out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tools"))
-    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of LoRA")
+    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of training")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     training, held_out, rows = write_data(arguments.work)
