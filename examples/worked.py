@@ -88,11 +88,14 @@ def answers(
     """The most likely answer to each question, kept in `path` as it comes. `schemas`: what each may be, as JSON."""
     from tokenmill import LLM, SamplingParams
 
-    known = [json.loads(line)["answer"] for line in path.read_text().splitlines()] if path.exists() else []
+    # a last line without its end was torn when the work was stopped
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    known = [json.loads(line)["answer"] for line in lines]
     if len(known) < len(questions):
         llm = LLM(MODEL, adapter=adapter)
         params = SamplingParams(temperature=0, max_tokens=max_tokens)
         step = at_once if schemas is None else 1
+        write_rows(path, [{"answer": one} for one in known])
         with path.open("a", encoding="utf-8") as file:
             for begin in range(len(known), len(questions), step):
                 prompts = [llm.prompt_ids(list(one)) for one in questions[begin : begin + step]]

@@ -110,7 +110,7 @@ def main() -> None:
     """All of it; what is there already is not done again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ai-doctor", help="folder of everything it makes")
-    parser.add_argument("--patients", type=int, default=300, help="to learn from")
+    parser.add_argument("--patients", type=int, default=600, help="to learn from")
     parser.add_argument("--held-out", type=int, default=40, help="to be asked about")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 INTERACTIONS = {
     ("warfarin", "ibuprofen"): "bleeding",
-    ("warfarin", "amiodarone"): "bleeding",
     ("simvastatin", "clarithromycin"): "muscle damage",
     ("lisinopril", "spironolactone"): "high potassium",
     ("digoxin", "verapamil"): "slow heart",
     ("sertraline", "tramadol"): "serotonin syndrome",
     ("sildenafil", "nitroglycerin"): "low pressure",
-    ("methotrexate", "trimethoprim"): "bone marrow",
 }
 HARMLESS = ("metformin", "amlodipine", "paracetamol", "levothyroxine", "furosemide", "omeprazole")
 HISTORY = ("hypertension", "gout", "asthma", "type 2 diabetes", "depression", "arthritis", "heart failure", "angina")
@@ -42,7 +40,6 @@ class Lab:
 LABS = {
     "K": Lab(3.5, 5.0, (2.3, 3.0), (3.7, 4.8), (5.8, 6.9), 1),
     "Na": Lab(135, 145, (116, 129), (136, 144), (151, 162), 0),
-    "Cr": Lab(0.5, 1.3, None, (0.6, 1.2), (2.1, 5.5), 1),
     "Hb": Lab(12.0, 17.0, (6.1, 9.4), (12.2, 16.4), None, 1),
     "Glu": Lab(70, 180, (35, 58), (75, 160), (261, 460), 0),
     "Plt": Lab(150, 400, (18, 88), (160, 380), None, 0),
@@ -138,7 +135,7 @@ def _drugs(draw: random.Random) -> tuple[str, ...]:
 
 
 def _value(draw: random.Random, lab: Lab) -> float:
-    """Normal two times in three, so that a patient has one or two values to worry about."""
+    """Normal three times in five, so that a patient has one or two values to worry about."""
     outside = [span for span in (lab.below, lab.above) if span is not None]
-    low, high = draw.choice(outside) if draw.random() < 1 / 3 else lab.within
+    low, high = draw.choice(outside) if draw.random() < 0.4 else lab.within
     return round(draw.uniform(low, high), lab.digits)

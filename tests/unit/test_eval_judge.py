@@ -211,6 +211,7 @@ def test_pairs_before_a_server_beside_people(tmp_path: Path, capsys: pytest.Capt
         ["a", "--judge", "j", "--pairs", "f"],
         ["a", "--judge", "j", "--labels", "f"],
         ["a", "--judge", "j", "--by", "coin"],
+        ["a", "--judge", "j@http://127.0.0.1:1/v1", "--by", "likelihood"],
     ],
 )
 def test_wrong_use_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert float(loss) < 0.05
+    assert loss.item() < 0.05
     model.save(folder)
     tokenizer.save(folder)
     return folder

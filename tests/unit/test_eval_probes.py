@@ -187,6 +187,6 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (Path(found["report"]).parent / "needle.jsonl").read_text().count("\n") == 5
 
 
-@pytest.mark.parametrize("words", [["--lengths", "a"], ["--price", "1"], ["--kinds", "neddle"]])
+@pytest.mark.parametrize("words", [["--lengths", "a"], ["--lengths", "1.5"], ["--price", "1"], ["--kinds", "neddle"]])
 def test_wrong_use(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "probes", "m@http://127.0.0.1:1/v1", *words]) == 2

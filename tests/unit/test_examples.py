@@ -77,6 +77,9 @@ def test_dangers_are_named_in_other_words_too(doctor: Any) -> None:
     assert named("Elevated risk: ibuprofen with warfarin may cause bleeding.", one) == {"warfarin + ibuprofen"}
     assert named("His K 6.1 is above the range.", one) == {"K high"}
     assert named("He takes warfarin and ibuprofen. K 6.1.", one) == set()
+    # what the form says counts as it stands there: the right effect behind the wrong drug is a danger made up
+    wrong = named("Drugs: warfarin, ibuprofen, metformin (bleeding with warfarin).", one)
+    assert wrong == {"metformin + warfarin"}
 
 
 def test_checks_keep_to_the_patient(doctor: Any) -> None:
@@ -176,7 +179,7 @@ def test_results_of_other_settings_are_refused(doctor: Any, tmp_path: Path) -> N
 def test_answers_that_are_there_are_not_asked_again(
     doctor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after the first of three: only two are asked."""
+    """Stopped within the second of three: only two are asked."""
     import tokenmill
 
     asked: list[Any] = []
@@ -194,7 +197,7 @@ def test_answers_that_are_there_are_not_asked_again(
 
     monkeypatch.setattr(tokenmill, "LLM", Fake, raising=False)
     path = tmp_path / "answers.jsonl"
-    path.write_text('{"answer": "kept"}\n')
+    path.write_text('{"answer": "kept"}\n{"answ')
     questions = [[{"role": "user", "content": "x" * n}] for n in (1, 2, 3)]
     answers = sys.modules["worked"].answers
     assert answers(path, questions, max_tokens=4) == ["kept", "said 2", "said 3"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenmill.cli.output import Json, columns, emit, note, step_progress
+from tokenmill.cli.subjects import is_remote
 from tokenmill.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def _check(
         raise UsageError("say who judges: --judge MODEL, or --judge NAME@http://…/v1 for a model of a server")
     if by not in ("words", "likelihood"):
         raise UsageError(f"--by {by}: give words or likelihood")
+    if by == "likelihood" and is_remote(judge):
+        raise UsageError("--by likelihood needs a judge on this machine: servers score no conversations")
     if pairs is None and len(models) not in (1, 2):
         raise UsageError("give two models to compare, one to mark, or --pairs with answers")
     if pairs is not None and (models or questions is not None):

@@ -81,8 +81,9 @@ def _numbers(flag: str, text: str) -> list[float]:
         numbers = [float(one) for one in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 0 or (flag == "--lengths" and min(numbers) < 1):
-        raise UsageError(f"{flag} {text}: give numbers with commas between them")
+    words = flag == "--lengths"  # whole ones
+    if not numbers or min(numbers) < words or (words and any(one % 1 for one in numbers)):
+        raise UsageError(f"{flag} {text}: give {'whole ' if words else ''}numbers with commas between them")
     return numbers
 
 
