@@ -192,14 +192,12 @@ def test_layouts_are_those_of_the_programs_that_read_them() -> None:
 
 
 CASES = [
-    ("rtn", {"group_size": 32, "bits": 8}, "llama"),
     ("rtn", {"bits": 3}, "phi3"),
     ("gptq", {"group_size": 32}, "phi3"),
     ("gptq", {"group_size": 32, "layout": "gptq"}, "gemma3"),
     ("awq", {"group_size": 32, "layout": "awq"}, "llama"),
     ("gptq", {"group_size": 32}, "qwen3_moe"),
     ("w8a8", {"smooth": 0.5}, "llama"),
-    ("fp8", {}, "llama"),
     ("fp8", {"group_size": 0}, "llama"),
     ("llm-int8", {}, "llama"),
     ("nf4", {}, "llama"),
