@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokenmill.data.formats import Chat, Completion, PreferenceError, RowError, Text, parse_row
 from tokenmill.data.render import Encoded, Renderer
+from tokenmill.data.tool_formats import write_tools
 from tokenmill.text.backend import framing
 from tokenmill.text.tokenizer import Tokenizer
 
@@ -292,3 +293,21 @@ def test_new_tokens_stand_behind_the_vocabulary_and_are_whole(backend: Backend) 
     assert after.fingerprint != before.fingerprint
     assert after.encode("bathe") == before.encode("bathe"), "what was a token before is not cut out of words"
     assert before.token_to_id("<plan>") is None, "the old one is left as it was"
+
+
+def test_a_template_without_a_place_for_tools_refuses_them_and_learns_them_as_text(backend: Backend) -> None:
+    """Such a template would write an empty turn for a call: nothing to learn but the end. As text the call is all that
+    is learned, with the end of the turn."""
+    call = {"type": "function", "function": {"name": "fox", "arguments": {"dog": "lazy"}}}
+    tools = [{"type": "function", "function": {"name": "fox", "parameters": {"type": "object", "properties": {}}}}]
+    chat = Chat([USER, {"role": "assistant", "content": "", "tool_calls": [call]}], tools)
+    renderer = family(backend, "smollm2")
+    for unkept in (chat, Chat([USER, HELLO], tools), Chat(chat.messages)):
+        with pytest.raises(RowError, match="no place for tools"):
+            renderer.encode(unkept)
+    row = write_tools(chat, "hermes")
+    (example,) = renderer.encode(parse_row(row))
+    assert spans(renderer, example) == [row["messages"][-1]["content"] + "<|im_end|>"]
+    assert "fox" in row["messages"][-1]["content"]
+    (own,) = family(backend, "qwen2.5").encode(chat)
+    assert '"name": "fox"' in "".join(spans(family(backend, "qwen2.5"), own))

@@ -126,6 +126,15 @@ def test_samples_differ_and_are_repeated_by_the_seed(llm: LLM, quiz: Path) -> No
     assert len({*runs[0].samples[0].details["outputs"]}) > 1
 
 
+def test_a_template_without_a_place_for_tools_has_them_told(llm: LLM) -> None:
+    """ChatML writes messages and nothing else: tools would be left out."""
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+    asked = Ask(messages=({"role": "user", "content": "time?"},), tools=(tool,))
+    prompt = llm.tokenizer.decode(subject(llm)._prompt(asked), skip_special_tokens=False)
+    assert '"name": "clock"' in prompt
+    assert prompt.index("<tools>") < prompt.index("time?")
+
+
 def test_what_does_not_fit_is_refused(llm: LLM) -> None:
     with pytest.raises(OutOfContextError, match="--shots"):
         subject(llm).likelihoods([(Ask(text="the cat " * 300), "sat")])
