@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     spec = importlib.util.spec_from_file_location("demo", EXAMPLES / "demo.py")
     assert spec is not None
     assert spec.loader is not None
@@ -59,6 +60,38 @@ def test_a_stage_that_fails_ends_the_demo(demo: ModuleType, monkeypatch: pytest.
     assert "Later" not in page
 
 
+def test_a_demo_that_was_stopped_goes_on(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def make(stage: object) -> str:
+        told.append("make")
+        stage.commands.append("tokenmill make")  # type: ignore[attr-defined]
+        stage.figure("size", "7 MB")  # type: ignore[attr-defined]
+        stage.known["made"] = "here"  # type: ignore[attr-defined]
+        return "made"
+
+    def use(stage: object) -> str:
+        told.append(stage.known["made"])  # type: ignore[attr-defined]
+        if len(told) < 3:
+            raise demo.StageFailedError("not today")
+        return "used"
+
+    monkeypatch.setattr(demo, "STAGES", [("Make", "", make), ("Use", "", use)])
+    assert demo.main() == 1
+    assert demo.main() == 0
+    assert told == ["make", "here", "here"], "what was done is not done again"
+    folders = [path for path in demo.RUNS.iterdir() if not path.is_symlink()]
+    assert len(folders) == 1
+    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    assert "7 MB" in page
+    assert "every stage passed" in page
+    assert demo.unfinished() is None
+    monkeypatch.setattr(demo, "STAGES", [*demo.STAGES, ("More", "", use)])
+    assert demo.unfinished() is not None
+    monkeypatch.setattr(demo, "QUICK", not demo.QUICK)
+    assert demo.unfinished() is None, "other settings are another demo"
+
+
 def test_the_question_is_checked(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = demo.Stage("Ask", "")
     answer = {"text": "Lyon", "prompt_tokens": 1, "prompt_s": 1.0, "completion_tokens": 1, "decode_s": 0, "load_s": 1.0}
@@ -69,9 +102,9 @@ def test_the_question_is_checked(demo: ModuleType, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(demo.Stage, "tokenmill", answered)
     with pytest.raises(demo.StageFailedError, match="Lyon"):
-        demo.ask_it(stage)
+        demo.first.ask_it(stage)
     answer["text"] = "It is Paris."
-    assert demo.ask_it(stage) == "Paris"
+    assert demo.first.ask_it(stage) == "Paris"
 
 
 @pytest.mark.parametrize(
@@ -97,9 +130,9 @@ def test_tuning_must_show(
     stage = demo.Stage("Fine-tune", "", seconds=1.0)
     if not passes:
         with pytest.raises(demo.StageFailedError, match="form after tuning"):
-            demo.tune_it(stage)
+            demo.tune.tune_it(stage)
         return
-    demo.tune_it(stage)
+    demo.tune.tune_it(stage)
     assert "before: Homework is an assignment." in stage.quote
     assert f"after: {after}" in stage.quote
     page = demo.write_report([stage], tmp_path / "runs" / "demo").read_text(encoding="utf-8")
@@ -108,4 +141,4 @@ def test_tuning_must_show(
 
 
 def test_the_word_that_is_asked_for_is_not_among_the_examples(demo: ModuleType) -> None:
-    assert demo.WORD not in (EXAMPLES / demo.DEFINITIONS).read_text(encoding="utf-8").lower()
+    assert demo.tune.WORD not in (EXAMPLES / demo.tune.DEFINITIONS).read_text(encoding="utf-8").lower()

@@ -1,0 +1,1 @@
+"""The stages of `make demo`, a file for each part of a model's life."""
