@@ -302,3 +302,23 @@ def test_what_is_predicted_is_what_the_engine_holds(
     # a start that packs the weights holds the file too; which this one is depends on what ran before
     nearest = min((predicted, predicted + found.file_bytes), key=lambda total: abs(total - held))
     assert nearest == pytest.approx(held, rel=0.05)
+
+
+@pytest.mark.parametrize("hub", ["Llama-3.1-8B", "SmolLM2-135M", "gemma-2-2b", "starcoder2-3b"])
+@pytest.mark.parametrize("how", [["sft"], ["sft", "checkpointing=true"], ["lora"], ["lora", "adapter.rank=8"]])
+def test_a_dry_run_says_what_the_plan_says(hub: str, how: list[str]) -> None:
+    """`train --dry-run` and `plan memory` have a formula each, in layers that cannot share one."""
+    from tokenmill.config.compose import compose
+    from tokenmill.models.load import read_config
+    from tokenmill.train.memory import memory_needed
+
+    _, decoder = read_config(CONFIGS[hub], hub)
+    words = ["model=given", "data=given", "dtype=bfloat16", "seq_len=512", "micro_batch=4"]
+    recipe = compose(how[0], [*words, *how[1:]]).recipe
+    planned = shape.from_config(CONFIGS[hub], hub)
+    setup = Setup(context=512, batch=4, checkpointing=recipe.checkpointing, rank=getattr(recipe.adapter, "rank", 16))
+    method = "full" if recipe.adapter is None else "lora"
+    terms = memory._training(planned, setup, method)  # type: ignore[arg-type]
+    said = memory_needed(recipe, decoder, int(planned.parameters))
+    for name, size in said.items():
+        assert size == pytest.approx(terms[name], rel=0.01), name

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 from tokenmill.config.recipe import Recipe
 from tokenmill.nn import cost
-from tokenmill.nn.config import DecoderConfig
+from tokenmill.nn.config import DecoderConfig, MoEConfig
+from tokenmill.ops.cross_entropy import SCORED_BYTES
 
 _STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw": 8.0, "paged_adamw_8bit": 2.1, "muon": 4.0}
-"""Optimiser state a trained weight: two float32 moments, two of a byte with block scales, one."""
+"""Optimiser state a trained float32 weight: two moments, two of a byte with block scales, one."""
 
 
 def memory_needed(recipe: Recipe, decoder: DecoderConfig, parameters: int) -> dict[str, int]:
-    """Bytes on one process, by ``nn/cost.py``'s counts: an estimate, activations by Korthikanti 2022 (2205.05198)
-    without the scores, which attention does not keep."""
+    """Bytes on one process, part by part: what ``plan memory`` says of a training here (a test holds both alike)."""
     width = 4 if recipe.dtype == "float32" else 2
     trained = trained_parameters(recipe, decoder)
     base = parameters * (0.53 if recipe.quantize == "nf4" else width)
     own_width = 4 if recipe.adapter is not None else width
-    rows = recipe.micro_batch * (recipe.seq_len or 0)
-    layers = 1 if recipe.checkpointing else decoder.num_layers
-    activations = rows * decoder.hidden_size * (17 * layers + 2 * decoder.num_layers) * width
     state = _STATE_BYTES.get(recipe.optimizer, 0.1)
-    # full training in 16 bits keeps what rounding cuts off beside each weight
-    rest = trained * 2 if recipe.adapter is None and width == 2 else 0
+    if recipe.adapter is None and width == 2:
+        # AdamW's moments have the weights' 16 bits, and what rounding cuts off is kept beside each weight
+        state = (state / 2 if recipe.optimizer in ("adamw", "paged_adamw") else state) + 2
+    rows = recipe.micro_batch * (recipe.seq_len or 0)
     return {
         "weights": int(base) + (trained * own_width if recipe.adapter is not None else 0),
         "gradients": trained * own_width,
-        "optimizer": int(trained * state) + rest,
-        "activations": activations,
+        "optimizer": int(trained * state),
+        "activations": rows * width * _kept_values(recipe, decoder),
+        "scores": min(rows * width * decoder.vocab_size, SCORED_BYTES),
     }
+
+
+def _kept_values(recipe: Recipe, decoder: DecoderConfig) -> int:
+    """Numbers of a token that the backward pass is waited for with: the residual stream twice a layer, queries, keys
+    and values, what attention returns, and gates where they are not computed again (``nn/mlp.py``)."""
+    hidden, kept = decoder.hidden_size, []
+    for layer in decoder.layers:
+        a, mlp = layer.attention, layer.mlp
+        attention = 2 * a.head_dim * (a.num_heads + a.num_kv_heads)
+        beside = 2 * hidden * decoder.post_norms + a.head_dim * (a.num_heads + a.num_kv_heads) * a.qk_norm
+        if isinstance(mlp, MoEConfig):
+            gates = 2 * mlp.experts_per_token * mlp.expert.size
+        else:
+            gates = 0 if mlp.gated and recipe.adapter is None else 2 * mlp.size
+        kept.append(2 * hidden + attention + gates + beside)
+    return hidden * decoder.num_layers + max(kept) if recipe.checkpointing else sum(kept)
 
 
 def trained_parameters(recipe: Recipe, decoder: DecoderConfig) -> int:
@@ -40,7 +56,8 @@ def trained_parameters(recipe: Recipe, decoder: DecoderConfig) -> int:
         a, hidden = layer.attention, decoder.hidden_size
         q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
         mlp = getattr(layer.mlp, "size", 0)
-        linears = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden), (hidden, mlp), (hidden, mlp), (mlp, hidden)]
+        linears = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden), (hidden, mlp), (mlp, hidden)]
+        linears += [(hidden, mlp)] if getattr(layer.mlp, "gated", False) else []
         if adapter.kind in ("lora", "dora"):
             total += sum(adapter.rank * (i + o) + (o if adapter.kind == "dora" else 0) for i, o in linears)
         elif adapter.kind == "ia3":
