@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenmill.cli import export_gguf, export_ollama
+from tokenmill.cli import export_folder, export_gguf, export_ollama
 from tokenmill.cli.output import verb
 
 app = verb()
