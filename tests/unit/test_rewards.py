@@ -331,6 +331,13 @@ def test_rewards_are_weighed_and_told_apart() -> None:
     assert set(found.failures()) == {"a: no_say", "b: not_a_number", "c: no_say"}
 
 
+def test_why_a_reward_fails_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    mix = Mix([Part(Plain("a", [math.nan]))])
+    for _ in range(3):
+        mix.score([sample("x")])
+    assert [record.getMessage() for record in caplog.records] == ["reward a: not_a_number: 1 of 1; nan"]
+
+
 def test_a_reward_that_raises_is_counted_and_a_mistake_is_said() -> None:
     mix = Mix([Part(Plain("a", RuntimeError("out of memory")))])
     found = mix.score([sample("x")])

@@ -21,6 +21,7 @@ from tokenmill.align.rewards.scored import Failure, Outcome, Scorer, outcome
 from tokenmill.align.rewards.verifiers import Format, JsonSchema, Length, Number, Regex
 from tokenmill.config.rewards import RewardSource
 from tokenmill.core.errors import ConfigError, TokenmillError
+from tokenmill.core.log import get_logger
 
 KINDS: dict[str, Callable[[Any], Scorer]] = {
     "function": Function,
@@ -35,6 +36,7 @@ KINDS: dict[str, Callable[[Any], Scorer]] = {
     "judge": Judge,
 }
 NGRAM = 4
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Mix:
                 f"rewards: {twice[0]!r} is there {names.count(twice[0])} times; give them names (name: …)"
             )
         self.parts = list(parts)
+        self._warned: set[str] = set()
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return self.score(samples).totals
@@ -111,7 +114,12 @@ class Mix:
             said = [(weight, found[index]) for weight, found in learned]
             numbers = [weight * one for weight, one in said if not isinstance(one, Failure)]
             totals.append(sum(numbers) if len(numbers) == len(said) else None)
-        return Scored(totals, outcomes, shape(samples))
+        scored = Scored(totals, outcomes, shape(samples))
+        for what, words in scored.failures().items():
+            if what not in self._warned:  # how often it happens stands in the metrics; why, here, once
+                self._warned.add(what)
+                _log.warning("reward %s: %s", what, words)
+        return scored
 
 
 def build_rewards(sources: Sequence[RewardSource]) -> Mix:
