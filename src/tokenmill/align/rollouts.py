@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tokenmill.adapt import virtual_ids
 from tokenmill.config.policy import PolicyConfig
 from tokenmill.core.errors import TokenmillError
 from tokenmill.engine.engine import BLOCK_SIZE, Engine, cache_blocks, cache_dtype_of
@@ -54,7 +55,9 @@ class Writer:
         self, model: Decoder, config: PolicyConfig, eos_token_ids: frozenset[int], *, longest: int, batch: int
     ) -> None:
         self.model, self.config, self.eos_token_ids = model, config, eos_token_ids
-        self.longest, self.batch = min(longest, model.config.max_position), min(batch, MOST_AT_ONCE)
+        self._virtual = virtual_ids(model)  # a learned prompt or prefix stands before every prompt
+        self.longest = min(longest + len(self._virtual), model.config.max_position)
+        self.batch = min(batch, MOST_AT_ONCE)
         self._engine: Engine | None = None
 
     @property
@@ -88,7 +91,7 @@ class Writer:
             logprobs=0,
             drawn_logprobs=True,
         )
-        requests = [Request(list(ask.prompt_ids), how, ask.seed, self.eos_token_ids) for ask in asked]
+        requests = [Request([*self._virtual, *ask.prompt_ids], how, ask.seed, self.eos_token_ids) for ask in asked]
         logprobs: dict[int, list[float]] = {id(request): [] for request in requests}
         with evaluating(self.model):
             engine.refresh()

@@ -93,7 +93,7 @@ class DataReport:
             )
         if train.documents and train.endless > train.documents / 2:
             yield "most learned parts do not end with an end token: the model will not learn to stop"
-        if train.tokens and train.label_share < 0.01:
+        if 0 < train.label_share < 0.01:
             yield f"only {train.label_share:.2%} of the tokens are learned"
         if self.leaked:
             policy = self.policies.get("leakage")
