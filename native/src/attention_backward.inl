@@ -1,8 +1,9 @@
-// The backward pass of causal attention, 64 queries at a time. All of a block's scores are computed again (Dao et al.
-// 2022) and lie transposed, a row for each key: the softmax then runs down the rows, sixteen queries in the lanes, and
+// Causal attention over whole documents and its backward pass, 64 queries at a time. Going back, a block's scores are computed again (Dao
+// et al. 2022). They lie transposed, a row for each key: the softmax then runs down the rows, sixteen queries in the lanes, and
 // the weights are as the next products want them. Axes: J keys (padded to 64) · N the block's queries · D head size.
 //
-//   S = K Q'   P = softmax_J(S)   dP = V dO'   dS = P (dP - sum_J P dP)   dV += P dO   dK += dS Q   dQ' = K' dS
+//   S = K Q'   P = softmax_J(S)   O' = V' P
+//   dP = V dO'   dS = P (dP - sum_J P dP)   dV += P dO   dK += dS Q   dQ' = K' dS
 #pragma once
 
 namespace tokenmill::ISA_NAMESPACE::training {
@@ -81,23 +82,50 @@ void arrange(const void* from, int64_t stride, int64_t d, int64_t count, int64_t
     }
 }
 
+/// Scores of sixteen queries from column c on, scaled; -inf where a key is in a query's future or out of its window.
+/// Returns each query's largest. `first`: the position of the first key; `begin`: of the first query.
+inline f32x16 hide(const DocumentShape& shape, int64_t keys, int64_t first, int64_t begin, int64_t c, float* s) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const i32x16 query = lane + static_cast<int32_t>(begin + c);
+  const i32x16 oldest = shape.window ? query - static_cast<int32_t>(shape.window) : splat(int32_t{-1});
+  f32x16 top = splat(-__builtin_inff());
+  for (int64_t j = 0; j < keys; j++) {
+    const int32_t key = static_cast<int32_t>(first + j);
+    f32x16 v = load<f32x16>(s + j * query_block + c) * shape.scale;
+    if (key > begin || shape.window) v = (key > query) | (key <= oldest) ? splat(-__builtin_inff()) : v;
+    store(s + j * query_block + c, v);
+    top = max(top, v);
+  }
+  return top;
+}
+
+/// From scores [J, N] to the weights as the right side of a product over keys.
+template <class P>
+void soften(const DocumentShape& shape, int64_t keys, int64_t first, int64_t begin, float* s, typename P::Number* right) {
+  for (int64_t c = 0; c < query_block; c += 16) {
+    const f32x16 top = hide(shape, keys, first, begin, c, s);
+    f32x16 total = splat(0.0f);
+    for (int64_t j = 0; j < keys; j++) {
+      const f32x16 e = exp(load<f32x16>(s + j * query_block + c) - top);
+      store(s + j * query_block + c, e);
+      total += e;
+    }
+    const f32x16 inverse = 1.0f / total;
+    for (int64_t j = 0; j < keys; j += 2) {
+      const float* at = s + j * query_block + c;
+      P::two_rows(right + j * query_block, query_block, c * P::pair, load<f32x16>(at) * inverse,
+                  load<f32x16>(at + query_block) * inverse);
+    }
+  }
+}
+
 /// From scores and dP [J, N] to the weights P and dS: as rows, and dS as the right side of a product over keys.
-/// `first`: the position of the first key; `begin`: of the first query.
 template <class P>
 void soften_and_slope(const DocumentShape& shape, int64_t keys, int64_t first, int64_t begin, float* s, float* dp,
                       typename P::Number* p_rows, typename P::Number* ds_rows, typename P::Number* ds_right) {
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   for (int64_t c = 0; c < query_block; c += 16) {
-    const i32x16 query = lane + static_cast<int32_t>(begin + c);
-    const i32x16 oldest = shape.window ? query - static_cast<int32_t>(shape.window) : splat(int32_t{-1});
-    f32x16 top = splat(-__builtin_inff()), total = splat(0.0f), inner = splat(0.0f);
-    for (int64_t j = 0; j < keys; j++) {
-      const int32_t key = static_cast<int32_t>(first + j);
-      f32x16 v = load<f32x16>(s + j * query_block + c) * shape.scale;
-      if (key > begin || shape.window) v = (key > query) | (key <= oldest) ? splat(-__builtin_inff()) : v;
-      store(s + j * query_block + c, v);
-      top = max(top, v);
-    }
+    const f32x16 top = hide(shape, keys, first, begin, c, s);
+    f32x16 total = splat(0.0f), inner = splat(0.0f);
     for (int64_t j = 0; j < keys; j++) {
       const f32x16 e = exp(load<f32x16>(s + j * query_block + c) - top);
       store(s + j * query_block + c, e);
@@ -118,6 +146,50 @@ void soften_and_slope(const DocumentShape& shape, int64_t keys, int64_t first, i
       P::two_rows(ds_right + j * query_block, query_block, c * P::pair, ds[0], ds[1]);
     }
   }
+}
+
+/// Columns of a matrix [D, 64] of floats as the block's rows of a tensor.
+template <Real REAL>
+inline void write_rows(const float* across, int64_t d, int64_t rows, void* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = 0; i < d; i += 16) {
+      f32x16 x;
+      for (int64_t l = 0; l < 16; l++) x[l] = across[(i + l) * query_block + r];
+      put<REAL>(offset<REAL>(to, r * stride), i, x, 16);
+    }
+}
+
+template <class P, Real REAL>
+void attention_of(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head, float* scratch) {
+  using Number = typename P::Number;
+  const int64_t d = shape.head_dim, groups = shape.heads / shape.kv_heads, block = query_block;
+  const int64_t padded = (length + block - 1) / block * block;
+  const int64_t q_stride = shape.heads * d, k_stride = shape.kv_heads * d;
+  Pieces pieces(scratch);
+  Number *k = pieces.take<Number>(padded * d), *v = pieces.take<Number>(padded * d), *v_across = pieces.take<Number>(padded * d);
+  float *s = pieces.take<float>(padded * block), *out = pieces.take<float>(block * d);
+  Number *weights = pieces.take<Number>(padded * block), *q_across = pieces.take<Number>(block * d);
+  arrange<P, REAL>(offset<REAL>(t.k, kv_head * d), k_stride, d, length, padded, k, nullptr, nullptr);
+  arrange<P, REAL>(offset<REAL>(t.v, kv_head * d), k_stride, d, length, padded, v, nullptr, nullptr);
+  for (int64_t j = 0; j < padded; j++)
+    for (int64_t i = 0; i < d; i++) v_across[i * padded + j] = v[j * d + i];
+  [[maybe_unused]] const typename P::Session session;
+  for (int64_t g = 0; g < groups; g++)
+    for (int64_t begin = 0; begin < length; begin += block) {
+      const int64_t rows = std::min(block, length - begin), head = kv_head * groups + g, end = begin + block;
+      const int64_t first = shape.window ? std::max<int64_t>(0, begin - shape.window + 1) / block * block : 0;
+      const int64_t keys = end - first, at = begin * q_stride + head * d;
+      arrange<P, REAL>(offset<REAL>(t.q, at), q_stride, d, rows, block, nullptr, nullptr, q_across);
+      P::multiply(keys, block, d, k + first * d, d, q_across, s, false);
+      soften<P>(shape, keys, first, begin, s, weights);
+      P::multiply(d, block, keys, v_across + first, padded, weights, out, false);
+      write_rows<REAL>(out, d, rows, offset<REAL>(t.out, at), q_stride);
+    }
+}
+
+inline void attention(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head,
+                      float* scratch) {
+  with_real(shape.type, [&]<Real REAL>() { attention_of<Floats, REAL>(shape, t, length, kv_head, scratch); });
 }
 
 template <class P, Real REAL>
@@ -156,12 +228,7 @@ void attention_backward_of(const DocumentShape& shape, const DocumentTensors& t,
       P::multiply(keys, d, block, p_rows, block, o_down, d_v + first * d, true);
       P::multiply(keys, d, block, ds_rows, block, q_down, d_k + first * d, true);
       P::multiply(d, block, keys, k_across + first, padded, ds_right, d_q, false);
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < d; i += 16) {
-          f32x16 x;
-          for (int64_t l = 0; l < 16; l++) x[l] = d_q[(i + l) * block + r];
-          put<REAL>(offset<REAL>(t.d_q, at + r * q_stride), i, x, 16);
-        }
+      write_rows<REAL>(d_q, d, rows, offset<REAL>(t.d_q, at), q_stride);
     }
   for (int64_t j = 0; j < length; j++)
     for (int64_t i = 0; i < d; i += 16) {

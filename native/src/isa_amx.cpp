@@ -35,6 +35,13 @@ void attend_tile(const Cache& c, const AttentionShape& shape, const Sequence& s,
   (fits ? amx::attend_tiles : avx512_kernels()->attend_tile)(c, shape, s, q, head, first, last, y, scratch);
 }
 
+void attention(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head, float* scratch) {
+  const bool fits = shape.type == Real::BF16 && shape.head_dim % 32 == 0;
+  const auto run = fits ? amx::training::attention_of<amx::training::TiledProducts, Real::BF16>
+                        : avx512_kernels()->train->attention;
+  run(shape, t, length, kv_head, scratch);
+}
+
 void attention_backward(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head,
                         float* scratch) {
   const bool fits = shape.type == Real::BF16 && shape.head_dim % 32 == 0;
@@ -50,7 +57,7 @@ const Kernels* amx_kernels() {
   static const Kernels table = [] {
     Kernels k = *avx512_kernels();
     static TrainKernels train = *k.train;
-    train.attention_backward = attention_backward;
+    train.attention = attention, train.attention_backward = attention_backward;
     k.name = "amx", k.tiles = true, k.linear = linear, k.attend_tile = attend_tile, k.train = &train;
     return k;
   }();

@@ -106,23 +106,30 @@ void adamw(Pool& pool, const Kernels& k, const std::vector<float>& numbers, cons
   pieces(pool, size, 1, [&](int64_t, int64_t first, int64_t last) { k.train->adamw(step, tensors, first, last); });
 }
 
-void attention_backward(Pool& pool, const Kernels& k, int type, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                        float scale, int64_t window, const std::vector<int64_t>& lengths,
-                        const std::vector<Address>& tensors) {
-  nb::gil_scoped_release free;
-  const DocumentShape shape{Real(type), heads, kv_heads, head_dim, scale, window};
+/// Calls a kernel for every document and key head. `tensors`: q, k, v, out, d_out, d_q, d_k, d_v; what it does not need
+/// is 0.
+void over_documents(Pool& pool, decltype(TrainKernels::attention) kernel, const DocumentShape& shape,
+                    const std::vector<int64_t>& lengths, const std::vector<Address>& tensors) {
   std::vector<int64_t> starts;
   int64_t rows = 0, longest = 0;
   for (const int64_t length : lengths) starts.push_back(rows), rows += length, longest = std::max(longest, length);
   std::vector<std::vector<float>> scratch(pool.threads());
-  parallel(pool, static_cast<int64_t>(lengths.size()) * kv_heads, [&](int64_t task, int thread) {
-    if (scratch[thread].empty()) scratch[thread].resize(attention_scratch(longest, head_dim));
-    const int64_t document = task / kv_heads, start = starts[document] * head_dim * bytes(shape.type);
-    const int64_t q = start * heads, kv = start * kv_heads;
-    const DocumentTensors t{at(tensors.at(0) + q), at(tensors.at(1) + kv), at(tensors.at(2) + kv), at(tensors.at(3) + q),
-                            at(tensors.at(4) + q), at(tensors.at(5) + kv), at(tensors.at(6) + kv)};
-    k.train->attention_backward(shape, t, lengths[document], task % kv_heads, scratch[thread].data());
+  parallel(pool, static_cast<int64_t>(lengths.size()) * shape.kv_heads, [&](int64_t task, int thread) {
+    if (scratch[thread].empty()) scratch[thread].resize(attention_scratch(longest, shape.head_dim));
+    const int64_t document = task / shape.kv_heads;
+    const int64_t row = starts[document] * shape.head_dim * bytes(shape.type);
+    const auto from = [&](int i, int64_t heads) { return tensors.at(i) ? at(tensors[i] + row * heads) : nullptr; };
+    const int64_t h = shape.heads, k = shape.kv_heads;
+    const DocumentTensors t{from(0, h), from(1, k), from(2, k), from(3, h), from(4, h), from(5, h), from(6, k), from(7, k)};
+    kernel(shape, t, lengths[document], task % shape.kv_heads, scratch[thread].data());
   });
+}
+
+void attention(Pool& pool, const Kernels& k, bool backward, int type, int64_t heads, int64_t kv_heads, int64_t head_dim,
+               float scale, int64_t window, const std::vector<int64_t>& lengths, const std::vector<Address>& tensors) {
+  nb::gil_scoped_release free;
+  const DocumentShape shape{Real(type), heads, kv_heads, head_dim, scale, window};
+  over_documents(pool, backward ? k.train->attention_backward : k.train->attention, shape, lengths, tensors);
 }
 
 }  // namespace
@@ -136,7 +143,7 @@ void bind_train(nb::module_& m) {
   m.def("turn", &turn, "Rotary embedding, or its derivative");
   m.def("softmax_loss", &softmax_loss, "Cross-entropy of rows of scores; the scores become its derivative");
   m.def("adamw", &adamw, "A step of AdamW");
-  m.def("attention_backward", &attention_backward, "Derivatives of causal attention over documents");
+  m.def("attention", &attention, "Causal attention over documents, or its derivatives");
 }
 
 }  // namespace tokenmill

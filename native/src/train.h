@@ -17,9 +17,12 @@ struct DocumentShape {
   int64_t window;  // 0: none
 };
 
-/// Of all tensors of one document: its first row. q, d_out, d_q [T, H, D]; k, v, d_k, d_v [T, K, D].
+/// Of all tensors of one document: its first row. q, out, d_out, d_q [T, H, D]; k, v, d_k, d_v [T, K, D]. The forward
+/// pass needs none of the gradients, the backward pass no `out`.
 struct DocumentTensors {
-  const void *q, *k, *v, *d_out;
+  const void *q, *k, *v;
+  void* out;
+  const void* d_out;
   void *d_q, *d_k, *d_v;
 };
 
@@ -55,7 +58,9 @@ struct TrainKernels {
   void (*softmax_loss)(Real type, void* scores, int64_t size, int64_t label, float scale, float z_loss, bool gradient,
                        float* nll, float* lse, float* scratch);
   void (*adamw)(const AdamW& step, const AdamWTensors& p, int64_t first, int64_t last);
-  /// The gradients of one document and one key head. scratch: attention_scratch(...) floats.
+  /// The attention of one document and one key head; scratch as below.
+  void (*attention)(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head, float* scratch);
+  /// Its gradients. scratch: attention_scratch(...) floats.
   void (*attention_backward)(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head,
                              float* scratch);
 };

@@ -56,7 +56,7 @@ def off(found: Tensor, wanted: Tensor) -> float:
         (2, 1, 48, [130], 64),
     ],
 )
-def test_attention_backward(
+def test_attention(
     kernels: Native, dtype: torch.dtype, heads: int, kv_heads: int, size: int, lens: list[int], window: int | None
 ) -> None:
     total = sum(lens)
@@ -66,8 +66,11 @@ def test_attention_backward(
     mine = [t.clone().requires_grad_() for t in given]
     how = {"q_lens": lens, "kv_lens": lens, "scale": size**-0.5, "window": window}
     with use_backend("reference"):
+        expected = attention(*(t.detach().float() for t in wanted), **how)
         attention(*wanted, **how).backward(by.double())
-    attention(*mine, **how).backward(by)
+    out = attention(*mine, **how)
+    assert off(out.detach(), expected) < TOLERANCE[dtype]
+    out.backward(by)
     for a, b in zip(mine, wanted, strict=True):
         assert a.grad is not None
         assert b.grad is not None

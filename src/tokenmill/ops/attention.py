@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenmill.ops import native_train
 from tokenmill.ops.attention_backward import DocumentAttention
 from tokenmill.ops.registry import Op
 
@@ -108,8 +109,48 @@ def _documents(
     softcap: float | None = None,
     alibi_H: Tensor | None = None,
 ) -> Tensor:
-    """The values of ``sdpa``, with a backward pass of our own."""
-    return DocumentAttention.apply(q_THD, k_SKD, v_SKD, q_lens, scale, window, _sdpa)
+    """The values of the backends below, with a backward pass of our own."""
+    here = _native_refuses(q_THD, k_SKD, v_SKD, q_lens=q_lens, kv_lens=kv_lens, scale=scale, window=window) is None
+    return DocumentAttention.apply(q_THD, k_SKD, v_SKD, q_lens, scale, window, _native if here else _sdpa)
+
+
+def _native_refuses(
+    q_THD: Tensor,
+    k_SKD: Tensor,
+    v_SKD: Tensor,
+    *,
+    q_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    alibi_H: Tensor | None = None,
+) -> str | None:
+    if softcap is not None or alibi_H is not None:
+        return "it has no soft-capping and no ALiBi"
+    if list(q_lens) != list(kv_lens):
+        return "there are keys from before"
+    fits = q_THD.shape[-1] % 16 == 0 and native_train.native_for(q_THD, k_SKD, v_SKD)
+    return None if fits else "the kernels are not here, or not for this dtype, device or head size"
+
+
+@attention.backend("native", _native_refuses)
+def _native(
+    q_THD: Tensor,
+    k_SKD: Tensor,
+    v_SKD: Tensor,
+    *,
+    q_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    alibi_H: Tensor | None = None,
+) -> Tensor:
+    """Whole documents in the compiled kernels."""
+    found = native_train.native_for(q_THD)
+    assert found is not None
+    return native_train.attention(found, q_THD, k_SKD, v_SKD, q_lens, scale, window)
 
 
 def _sdpa_refuses(

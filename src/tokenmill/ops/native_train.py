@@ -108,6 +108,15 @@ def adamw(
     found.module.adamw(found.pool, found.kernels, list(numbers), arrays, types, weights.numel())
 
 
+def attention(
+    found: Native, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lens: Sequence[int], scale: float, window: int | None
+) -> Tensor:
+    """Causal attention of documents that lie one after the other."""
+    out_THD = torch.empty_like(q_THD)
+    _attention(found, [q_THD, k_TKD, v_TKD, out_THD, None, None, None, None], lens, scale, window, backward=False)
+    return out_THD
+
+
 def attention_backward(
     found: Native,
     tensors: Sequence[Tensor],
@@ -117,7 +126,21 @@ def attention_backward(
     window: int | None,
 ) -> None:
     """Fill the gradients of q [T, H, D], k and v [T, K, D]; ``tensors``: these three and that of the output."""
-    (_, heads, head_dim), kv_heads = tensors[0].shape, tensors[1].shape[1]
-    shape = _REAL[tensors[0].dtype], heads, kv_heads, head_dim, scale, window or 0
-    arrays = [t.data_ptr() for t in (*tensors, *gradients)]
-    found.module.attention_backward(found.pool, found.kernels, *shape, [n for n in lens if n], arrays)
+    _attention(found, [*tensors[:3], None, tensors[3], *gradients], lens, scale, window, backward=True)
+
+
+def _attention(
+    found: Native,
+    tensors: Sequence[Tensor | None],
+    lens: Sequence[int],
+    scale: float,
+    window: int | None,
+    *,
+    backward: bool,
+) -> None:
+    q_THD, k_TKD = tensors[0], tensors[1]
+    assert q_THD is not None
+    assert k_TKD is not None
+    shape = _REAL[q_THD.dtype], q_THD.shape[1], k_TKD.shape[1], q_THD.shape[2], scale, window or 0
+    arrays = [0 if t is None else t.data_ptr() for t in tensors]
+    found.module.attention(found.pool, found.kernels, backward, *shape, [n for n in lens if n], arrays)
