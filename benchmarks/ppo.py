@@ -3,10 +3,10 @@
     python benchmarks/ppo.py --work build/ppo
 
 Pairs are made from templates: the short answer is chosen, the same one with more sentences behind it rejected.
-Questions about things that no training row names are held out. Shown: how often the reward model scores the held-out short answer
-higher; the mean reward of the policy's answers to held-out questions before and after; the share of them that end by
-themselves within the longest length; the distance to the reference in the last rollouts, beside its target. Minutes on
-two cores; what is stopped goes on where it was. The figures go to ``results/ppo.json``.
+Questions about things that no training row names are held out. Shown: how often the reward model scores the held-out
+short answer higher; the mean reward of the policy's answers to held-out questions before and after; the share of them
+that end by themselves within the longest length; the distance to the reference in the last rollouts, beside its target.
+Minutes on two cores; what is stopped goes on where it was. The figures go to ``results/ppo.json``.
 """
 
 from __future__ import annotations
