@@ -44,10 +44,13 @@ def open_subject(
         return EndpointSubject(url, name, cache, at_once=batch_size, key_variable=key_variable)
     if key_variable:
         raise UsageError("--key-variable is for servers: give the model as NAME@http://…")
+    import torch
+
     from tokenmill import LLM
     from tokenmill.evals.identity import content_digest, digest_of
     from tokenmill.evals.local import LocalSubject
     from tokenmill.evals.subject import Identity
+    from tokenmill.ops.native import native
 
     def load(deterministic: bool) -> LLM:
         with PullProgress() as pulled:
@@ -73,7 +76,15 @@ def open_subject(
         ]
     )
     size = 1 if one_by_one else batch_size
-    facts = {"dtype": str(llm.model.dtype).removeprefix("torch."), "ctx_size": llm.ctx_size, "exact": exact, "device": str(llm.model.device)}
+    kernels = native()
+    facts: dict[str, object] = {
+        "dtype": str(llm.model.dtype).removeprefix("torch."),
+        "ctx_size": llm.ctx_size,
+        "exact": exact,
+        "device": str(llm.model.device),
+        "kernels": kernels.isa if kernels else "torch",
+        "threads": torch.get_num_threads(),
+    }
     if not exact:
         facts["batch_size"] = size
     name = "+".join([model, *(adapter or ())])
