@@ -40,6 +40,7 @@ class Hub(Server):
         self.repos, self.cdn = repos, cdn
         self.commits: list[list[dict[str, object]]] = []
         self.lfs: dict[str, bytes] = {}
+        self.most_lfs: int | None = None  # large files that arrive before the connection is lost
         self.created: list[dict[str, object]] = []
         for repo in repos.values():
             for name, data in repo.files.items():
@@ -101,7 +102,9 @@ class Hub(Server):
         kind = seen.headers.get("content-type", "")
         plain = json.loads(seen.body) if kind in ("application/json", "application/vnd.git-lfs+json") else {}
         answer: object = {}
-        if seen.path == "/api/repos/create":
+        if seen.path == "/api/validate-yaml":  # of a README's front matter
+            answer = {"errors": [], "warnings": []}
+        elif seen.path == "/api/repos/create":
             self.created.append(plain)
             answer = {"url": f"{self.url}/{plain['organization']}/{plain['name']}"}
         elif "/preupload/" in seen.path:
@@ -115,11 +118,16 @@ class Hub(Server):
             ]
             answer = {"files": modes}
         elif seen.path.endswith("/info/lfs/objects/batch"):
+            # what has arrived before needs no action
             wanted = [
-                {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}}
+                {"oid": o["oid"], "size": o["size"]}
+                | ({} if o["oid"] in self.lfs else {"actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}})
                 for o in plain["objects"]
             ]
             answer = {"transfer": "basic", "objects": wanted}
+        elif seen.path.startswith("/lfs/") and len(self.lfs) == self.most_lfs:
+            exchange.reply(400)
+            return
         elif seen.path.startswith("/lfs/"):
             self.lfs[seen.path.removeprefix("/lfs/")] = seen.body
         elif "/commit/" in seen.path:

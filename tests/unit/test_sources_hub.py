@@ -11,6 +11,7 @@ import pytest
 from fakes.hub import Hub, Repo
 from fakes.server import Served, Server, cut, slow, status
 from tokenmill.core.errors import DigestError, FormatError, NetworkError, NotFoundError, StoreError, UsageError
+from tokenmill.store import Store
 from tokenmill.store import manifest as m
 from tokenmill.store.blobs import BlobStore
 from tokenmill.store.manifest import Layer, Manifest
@@ -254,6 +255,29 @@ def test_push_of_a_folder_keeps_its_file_names(hub, tmp_path, monkeypatch):
     manifest, blobs = _layers(tmp_path, [(m.FILE, data, name) for name, data in files.items()])
     upload(parse_reference("hf:me/mine"), manifest, lambda layer: blobs.path(layer.digest))
     assert hub.committed() == files
+
+
+def test_a_folder_is_pushed_whole_and_goes_on_where_it_broke_off(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_write")
+    files = {"README.md": b"# card", "sub/c.jinja": b"{{ x }}"} | {f"{n}.safetensors": b"a" * n for n in (500, 600)}
+    for name, data in {**files, ".hidden": b"no", ".cache/x": b"no"}.items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(data)
+    store = Store(tmp_path / "models")
+    hub.most_lfs = 1
+    with pytest.raises((NetworkError, NotFoundError)):
+        store.push(str(tmp_path / "model"), "hf:me/mine")
+    assert not hub.commits, "nothing is in the repository before all of it is"
+    hub.most_lfs = None
+    sent = len([seen for seen in hub.seen if seen.path.startswith("/lfs/") and seen.method == "PUT"])
+    store.push(str(tmp_path / "model"), "hf:me/mine")
+    assert hub.committed() == files
+    again = len([seen for seen in hub.seen if seen.path.startswith("/lfs/") and seen.method == "PUT"]) - sent
+    assert again == 1, "what had arrived is not sent again"
+    for destination, why in ((None, "say where"), ("ollama:me/mine", "tokenmill create")):
+        with pytest.raises(UsageError, match=why):
+            store.push(str(tmp_path / "model"), destination)
 
 
 def test_push_without_the_right_to(hub, tmp_path, monkeypatch):

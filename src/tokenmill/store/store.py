@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tokenmill.core.errors import NetworkError, NotFoundError, StoreError, TokenmillError
+from tokenmill.core.errors import NetworkError, NotFoundError, StoreError, TokenmillError, UsageError
 from tokenmill.core.log import get_logger
 from tokenmill.core.paths import home
 from tokenmill.store import catalog, creating, derived, foreign, pulling
@@ -155,7 +155,16 @@ class Store:
         )
 
     def push(self, name: str, destination: str | None = None, progress: Progress | None = None) -> None:
-        """Upload a model to `destination` (``ollama:...`` or ``hf:...``), by default where its own name says."""
+        """Upload a model to `destination` (``ollama:...`` or ``hf:...``), by default where its own name says.
+
+        A folder on this machine goes to the hub as it is, all of its files in one commit.
+        """
+        if parse_reference(name).kind == "path" and Path(name).is_dir():
+            if destination is None:
+                raise UsageError(f"{name}: say where the folder goes, such as hf:ORG/REPO")
+            from tokenmill.store.sources import hf_push  # brings httpx and huggingface_hub
+
+            return hf_push.push_folder(parse_reference(destination), Path(name), progress or silent)
         stored = self._find(parse_reference(name))
         if stored is None:
             raise NotFoundError(

@@ -33,10 +33,32 @@ _NAMES = {TEMPLATE: "template", SYSTEM: "system", PARAMS: "params"}
 
 
 def push(destination: Reference, manifest: Manifest, path_of: Callable[[Layer], Path], progress: Progress) -> None:
-    """One commit with all files. Raises UsageError, NetworkError (denied, unreachable)."""
+    """One commit with all files of a model in the store. Raises UsageError, NetworkError (denied, unreachable)."""
+    files = [(name, path_of(layer)) for layer, name in file_names(destination, manifest)]
+    _commit(destination, files, progress)
+
+
+def push_folder(destination: Reference, folder: Path, progress: Progress) -> None:
+    """One commit with all files of a folder, hidden ones aside. Raises as :func:`push`."""
+    if destination.kind != "hf":
+        raise UsageError(f"{destination}: a folder can be pushed to the hub (hf:ORG/REPO); for a registry make a "
+                         "model of it first (tokenmill create)")  # fmt: skip
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [(path.relative_to(folder).as_posix(), path) for path in found]
+    files = [(name, path) for name, path in names if not any(part.startswith(".") for part in name.split("/"))]
+    if not files:
+        raise UsageError(f"{folder}: there is nothing in it to push")
+    _commit(destination, files, progress)
+    progress("success")
+
+
+def _commit(destination: Reference, files: list[tuple[str, Path]], progress: Progress) -> None:
+    """Everything as one commit: the repository has all of it or nothing new.
+
+    The hub keeps large files that have arrived, by their digest, so a push that broke off sends only those it lacks.
+    """
     from huggingface_hub import CommitOperationAdd
 
-    names = file_names(destination, manifest)
     api = hub()
     try:
         progress(f"creating {destination.repo}")
@@ -44,10 +66,10 @@ def push(destination: Reference, manifest: Manifest, path_of: Callable[[Layer], 
         if destination.revision:
             api.create_branch(destination.repo, branch=destination.revision, exist_ok=True)
         operations = []
-        for layer, name in names:
-            progress(f"adding {name}", layer.digest, layer.size, None)
-            operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path_of(layer)))
-        progress(f"pushing {len(names)} files", None, sum(layer.size for layer, _ in names), None)
+        for name, path in files:
+            progress(f"adding {name}", None, path.stat().st_size, None)
+            operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path))
+        progress(f"pushing {len(files)} files", None, sum(path.stat().st_size for _, path in files), None)
         api.create_commit(
             destination.repo,
             operations,
@@ -59,7 +81,7 @@ def push(destination: Reference, manifest: Manifest, path_of: Callable[[Layer], 
         if typed is None and isinstance(error.__cause__, Exception):  # the hub's wrapper around a failed part
             typed = typed_error(error.__cause__, str(destination))
         if isinstance(typed, Transient):
-            typed = NetworkError(f"{typed}; try again")
+            typed = NetworkError(f"{typed}; try again: what has arrived is not sent again")
         if typed is None:
             raise
         raise typed from error
