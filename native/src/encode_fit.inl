@@ -44,6 +44,12 @@ inline F root(F v) {
 #endif
 }
 
+#if defined(__aarch64__)
+typedef __fp16 Half;  // GCC 12 has no _Float16 there
+#else
+typedef _Float16 Half;
+#endif
+
 /// Blocks being made. Bytes go to a memory of its own: the last batch of a matrix may have fewer blocks.
 struct Blocks {
   int64_t bytes;             // a block
@@ -58,7 +64,7 @@ struct Blocks {
   F put_half(int at, F v) {
     F out;
     for (int lane = 0; lane < lanes; lane++) {
-      const _Float16 half = static_cast<_Float16>(v[lane]);
+      const Half half = static_cast<Half>(v[lane]);
       std::memcpy(memory + lane * bytes + at, &half, 2);
       out[lane] = static_cast<float>(half);
     }
