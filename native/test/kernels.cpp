@@ -1,11 +1,14 @@
 // Products and attention of one instruction set against plain sums, without Python: for machines that are emulated.
 //   kernels NAME      prints what it found; the exit status is the number of failures
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "train.h"
 
 using namespace tokenmill;
 
@@ -92,6 +95,50 @@ void attention(const Kernels& k, CacheType type, double limit) {
   check("attention", static_cast<int>(type), worst, limit);
 }
 
+/// Attention over a document as training has it: the value against plain sums, each gradient against differences of it.
+void document(const Kernels& k) {
+  constexpr int64_t d = 16, heads = 2, length = 70;
+  const DocumentShape shape{Real::F32, heads, 1, d, 0.3f, 40};
+  std::vector<float> q(length * heads * d), keys(length * d), values(length * d), by(q.size()), out(q.size());
+  for (auto* v : {&q, &keys, &values, &by})
+    for (float& f : *v) f = number();
+  std::vector<float> d_q(q.size()), d_k(keys.size()), d_v(values.size()), scratch(attention_scratch(length, d));
+  const DocumentTensors t{q.data(), keys.data(), values.data(), out.data(), by.data(), d_q.data(), d_k.data(), d_v.data()};
+  const auto loss = [&] {  // in double, by plain sums
+    double sum = 0;
+    for (int64_t h = 0; h < heads; h++)
+      for (int64_t i = 0; i < length; i++) {
+        std::vector<double> p(length);
+        double total = 0;
+        const int64_t first = std::max<int64_t>(0, i - 39);
+        for (int64_t j = first; j <= i; j++) {
+          double score = 0;
+          for (int64_t f = 0; f < d; f++) score += double{q[(i * heads + h) * d + f]} * keys[j * d + f];
+          total += p[j] = std::exp(0.3 * score);
+        }
+        for (int64_t j = first; j <= i; j++)
+          for (int64_t f = 0; f < d; f++) sum += p[j] / total * values[j * d + f] * by[(i * heads + h) * d + f];
+      }
+    return sum;
+  };
+  k.train->attention(shape, t, length, 0, scratch.data());
+  k.train->attention_backward(shape, t, length, 0, scratch.data());
+  double found = 0;
+  for (size_t i = 0; i < out.size(); i++) found += double{out[i]} * by[i];
+  check("document", 0, std::fabs(found - loss()), 1e-3);
+  int id = 1;
+  for (auto [tensor, gradient] : {std::pair{&q, &d_q}, {&keys, &d_k}, {&values, &d_v}}) {
+    const size_t at = draw() % tensor->size();
+    const float kept = (*tensor)[at];
+    (*tensor)[at] = kept + 0.01f;
+    const double up = loss();
+    (*tensor)[at] = kept - 0.01f;
+    const double slope = (up - loss()) / 0.02;
+    (*tensor)[at] = kept;
+    check("gradient", id++, std::fabs(slope - (*gradient)[at]), 2e-3);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** names) {
@@ -101,5 +148,6 @@ int main(int count, char** names) {
   attention(k, CacheType::F32, 1e-5);
   attention(k, CacheType::BF16, 0.02);
   attention(k, CacheType::I8, 0.03);
+  document(k);
   return failures;
 }
