@@ -35,9 +35,9 @@ QUESTIONS = ("Tell me about {}.", "What are {} for?", "Why do people like {}?", 
 ANSWERS = ("{} are useful.", "People like {}.", "There is a lot to say about {}.", "It depends on the {}.")
 HELD_OUT = 5
 """Things that no training pair names."""
-POLICIES = {"dpo": (5e-4, 10), "kto": (5e-4, 24), "orpo": (5e-4, 24), "simpo": (4e-4, 24)}
-"""Learning rate and optimiser steps: so few steps ask for a higher rate than the recipes' own, and the losses that do
-not push against a reference, or look at one answer at a time, for more of them than DPO."""
+POLICIES = {"dpo": (5e-4, 10), "kto": (5e-4, 10), "orpo": (5e-4, 10), "simpo": (2e-4, 10)}
+"""Learning rate and optimiser steps: so few steps ask for a higher rate than the recipes' own; without a reference too
+high a one repeats itself."""
 REWARD = (5e-4, 10)
 
 
