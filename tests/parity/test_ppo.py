@@ -137,7 +137,7 @@ def test_loss_and_gradients(folder: Path, own: bool, clip: float) -> None:
     old_N, before_N = logps_N + noise(1, 0.4), values_N + noise(2, 0.5)  # far enough for every clip to work
     advantages_N, returns_N = noise(3, 1.0), values_N + noise(4, 0.5)
 
-    policy = PolicyConfig(clip_low=0.2, clip_high=0.3, temperature=TEMPERATURE)
+    policy = PolicyConfig(clip_low=0.2, clip_high=0.3, temperature=TEMPERATURE, correction="off")
     objective = Ppo(policy, PpoConfig(value_clip=clip, value_weight=0.5))
     given = {"advantages_T": advantages_N, "old_T": old_N, "values_T": before_N, "returns_T": returns_N}
     loss = objective(ours.network, batch_of(**given))

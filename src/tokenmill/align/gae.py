@@ -32,7 +32,7 @@ class KlControl:
 def token_rewards(scores_S: Tensor, kl_N: Tensor, counts: Sequence[int], weight: float) -> Tensor:
     """[N]: each token pays for its distance, a completion's last one is given its score."""
     rewards_N = -weight * kl_N
-    last_S = torch.tensor(counts).cumsum(0) - 1
+    last_S = torch.tensor(counts, dtype=torch.int64).cumsum(0) - 1
     rewards_N[last_S] += scores_S.to(rewards_N.dtype)
     return rewards_N
 
