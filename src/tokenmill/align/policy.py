@@ -45,7 +45,6 @@ from tokenmill.train.watch_protocol import Sample
 
 HELD_OUT = 1
 """The stream of seeds that held-out completions are drawn with: the same in every evaluation."""
-SHOWN = 3
 
 
 class RolloutSource:
@@ -220,7 +219,7 @@ class RolloutSource:
             return
         group = self._last.completions[: self.recipe.policy.group]
         order = sorted(range(len(group)), key=lambda i: -(group[i].reward or 0.0))
-        for i in dict.fromkeys([order[0], order[-1], order[len(order) // 2]][:SHOWN]):
+        for i in dict.fromkeys((order[0], order[-1], order[len(order) // 2])):
             one = group[i]
             said = "no reward" if one.reward is None else f"reward {one.reward:.3g}"
             yield Sample(step, self.prompts.prompts[one.prompt].text, f"[{said}] {self.tokenizer.decode(one.ids)}")
@@ -269,7 +268,8 @@ def feed(plan: Plan, model: Model, world: World, store: Store | None = None) -> 
     if isinstance(held_out, Prompts):
         evaluation = HeldOut(held_out, plan, world, writer, mix)
     held_out_rewards = [part.scorer.name for part in mix.parts if part.held_out]
-    return Feed(source, evaluation, source.samples, lambda tell: Guards(recipe.guards, held_out_rewards, tell))
+    samples = source.samples if recipe.sample_tokens else None
+    return Feed(source, evaluation, samples, lambda tell: Guards(recipe.guards, held_out_rewards, tell))
 
 
 def _source(objective: str) -> type[RolloutSource]:

@@ -83,6 +83,8 @@ def policy_effects(r: Recipe) -> Iterator[tuple[str, bool, str]]:
         else:
             yield f"policy.{name}", policy, words
     yield "rewards", policy, words
+    for name in ("sample_prompts", "workers", "data.truncate", "data.masked", "data.add_eos", "data.cache"):
+        yield name, not policy, "another objective than grpo, rloo or ppo, which read prompts and write their own data"
     for name in PpoConfig.model_fields:
         yield f"ppo.{name}", r.objective == "ppo", "objective=ppo"
     for name in GuardConfig.model_fields:

@@ -182,7 +182,10 @@ def tiles(files: RunFiles) -> list[tuple[str, str]]:
         said.append(("loss", f"{smoothed(losses)[-1][1]:.4f}"))
     if evaluations:
         best = min(evaluations, key=lambda row: _number(row["eval_loss"]))
-        said.append(("best held-out loss", f"{_number(best['eval_loss']):.4f}"))
+        if "eval_reward" in best:  # its loss is the negative reward
+            said.append(("best held-out reward", f"{_number(best['eval_reward']):.3f}"))
+        else:
+            said.append(("best held-out loss", f"{_number(best['eval_loss']):.4f}"))
         if "eval_perplexity" in best:
             said.append(("perplexity", figure_text(_number(best["eval_perplexity"]))))
         if "eval_rewards/accuracies" in best:
