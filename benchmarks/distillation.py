@@ -48,7 +48,9 @@ def halve(work: Path) -> Path:
     return out
 
 
-def run(work: Path, objective: str, model: Path | str, paths: tuple[Path, Path], steps: int) -> dict[str, Any]:
+def run(
+    work: Path, objective: str, model: Path | str, paths: tuple[Path, Path], steps: int, tokens: int
+) -> dict[str, Any]:
     """Train, or go on with what was stopped; its last evaluation and its time."""
     runs = work / f"runs-{objective}"
     latest = runs / "latest"
@@ -69,12 +71,12 @@ def run(work: Path, objective: str, model: Path | str, paths: tuple[Path, Path],
             min_lr=0.1,
             cooldown=0.2,
             seq_len=256,
-            micro_batch=4,
-            batch_tokens=1024,
-            eval_every=max(1, steps // 4),
+            micro_batch=2,
+            batch_tokens=tokens,
+            eval_every=0,
             eval_batches=40,
             sample_tokens=0,
-            save_every=max(1, steps // 4),
+            save_every=max(1, steps // 2),
             save_keep=1,
             save_best=0,
             trackers=[],
@@ -83,8 +85,7 @@ def run(work: Path, objective: str, model: Path | str, paths: tuple[Path, Path],
     seconds = time.perf_counter() - began
     lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     measured = [line for line in map(json.loads, lines) if "bits_per_byte" in line]
-    return {"bits_per_byte": measured[-1]["bits_per_byte"], "steps": result.step, "seconds": seconds,
-            "curve": [[line["step"], line["bits_per_byte"]] for line in measured]}  # fmt: skip
+    return {"bits_per_byte": measured[-1]["bits_per_byte"], "steps": result.step, "seconds": seconds}
 
 
 def untrained(model: Path | str, path: Path) -> float:
@@ -108,15 +109,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--tokens", type=int, default=1024, help="of a step")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     paths = write_text(given.work)
     half = halve(given.work)
-    document: dict[str, Any] = {"model": MODEL, "layers": LAYERS, "steps": given.steps, "tokens_a_step": 1024}
+    document: dict[str, Any] = {"model": MODEL, "layers": LAYERS, "steps": given.steps, "tokens_a_step": given.tokens}
     document["whole"] = untrained(MODEL, paths[1])
     document["pruned"] = untrained(half, paths[1])
     for name, objective in (("distilled", "distill"), ("alone", "next_token")):
-        document[name] = run(given.work, objective, half, paths, given.steps)
+        document[name] = run(given.work, objective, half, paths, given.steps, given.tokens)
         print(name, document[name], flush=True)
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
