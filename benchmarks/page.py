@@ -257,8 +257,50 @@ def _tool_calls(figures: dict[str, Any]) -> str:
     )
 
 
+def ppo_section(figures: dict[str, Any]) -> str:
+    """A reward model's preference, learned by the policy."""
+    reward, ended, kl = (figures[name] for name in ("held_out_reward", "ended_by_itself", "kl_of_an_answer"))
+    rows = [
+        ["reward", f"{reward['before']:.2f}", f"{reward['after']:.2f}"],
+        ["answers that end by themselves", _share(ended["before"]), _share(ended["after"])],
+    ]
+    return (
+        f"PPO (`benchmarks/ppo.py`): {figures['rollouts']} rollouts on {figures['model']} with a reward model that "
+        f"prefers short answers (right on {_share(figures['reward_model_accuracy'])} of held-out pairs). In the last "
+        f"rollouts an answer is {kl['last_rollouts']:.1f} nats from the reference, its target {kl['target']:.0f}.\n\n"
+        f"{table(['held-out questions', 'before', 'after'], rows)}\n"
+    )
+
+
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{100 * value:.0f} %"
+
+
+def parity_section(figures: dict[str, Any]) -> str:
+    """Ours beside lm-eval on transformers: likelihoods, texts, accuracies."""
+    ways = {"in_process": "lm-eval on our engine", "eval_tasks": "`eval tasks`", "over_http": "lm-eval, our server"}
+    rows = []
+    for way, said in ways.items():
+        found = figures.get(way, {})
+        tasks = {"parity_choice": found} if way == "eval_tasks" else found
+        for task, one in tasks.items():
+            accuracies = ", ".join(
+                f"{name.partition(',')[0]} {one[name][0]:.3f} and {one[name][1]:.3f}" for name in one if "," in name
+            )
+            near = (
+                f"{one['largest_difference']:.1e}" if "values" in one else f"{one['same_text']} of {one['rows']} same"
+            )
+            rows.append([said, task.removeprefix("parity_"), near, accuracies])
+    return "\n".join(
+        [
+            "\n## Evaluation beside lm-eval\n",
+            f"{figures['model']} in float32, {figures['rows']} rows, lm-eval {figures['lm_eval']} on transformers "
+            f"{figures['transformers']} against ours (`benchmarks/eval_parity.py`). Differences are the largest of any "
+            "log-likelihood, in nats; figures are theirs and ours.\n",
+            table(["what", "task", "difference", "figures"], rows),
+            "",
+        ]
+    )
 
 
 def pages() -> dict[Path, str]:
@@ -276,6 +318,10 @@ def pages() -> dict[Path, str]:
     aligned = [load(f"{name}.json") for name in ("alignment", "constitution", "tools")]
     if any(aligned):
         sections.append(alignment_section(*aligned))
+    if ppo := load("ppo.json"):
+        sections.append(ppo_section(ppo))
+    if parity := load("eval_parity.json"):
+        sections.append(parity_section(parity))
     return written | {ROOT / "docs" / "benchmarks.md": "\n".join(sections)}
 
 
