@@ -36,7 +36,9 @@ def problems(name: str, *overrides: str) -> str:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_composes_and_says_why(name: str) -> None:
     new = name in ("pretrain", "mlm", "span")
-    composed = compose(name, ["data=x"] if new else NEEDED)
+    rewarded = ["rewards=number"] if name in ("grpo", "rloo", "ppo") else []
+    taught = ["distill.teacher=y"] if name == "distill" else []
+    composed = compose(name, ["data=x"] if new else [*NEEDED, *rewarded, *taught])
     assert composed.recipe.recipe == name
     text = (RECIPES / f"{name}.yaml").read_text()
     assert f"#   tokenmill train {name} " in text, "a recipe's head shows how it is run"
