@@ -1,0 +1,72 @@
+"""``tokenmill quantize`` from outside: a folder with its reports, several compared, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.tiny_llm import tiny_folder
+from tokenmill.cli.app import main
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model and chats to calibrate it with."""
+    monkeypatch.setenv("TOKENMILL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    rows = [{"prompt": f"what is {n}?", "completion": f"it is {n}"} for n in range(60)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+DATA = ["--data", "chats.jsonl", "--seq-len", "64"]
+
+
+def test_a_folder_with_its_reports(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quantize", "model", "--group-size", "32", *DATA, "--out", "small", "--json"]
+    assert main(words) == 0
+    told = last_line(capsys)
+    assert told["divergence"]["kl"] > 0
+    assert all(layer["heard"] for layer in told["layers"])
+    assert json.loads((place / "small/quantization_report.json").read_text()) == told
+    assert "Error by layer" in (place / "small/quantization_report.html").read_text()
+    assert not list(place.glob(".small*")), "the working folder is gone"
+    assert main(words) == 2
+    assert "new or empty" in capsys.readouterr().err
+
+
+def test_several_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quantize", "model", "--compare", "rtn:4:32,gptq:3:32,w8a8", *DATA, "--out", "compared", "--json"]
+    assert main(words) == 0
+    told = last_line(capsys)
+    assert set(told["results"]) == {"rtn:4:32", "gptq:3:32", "w8a8"}
+    assert told["frontier"][-1] == "w8a8"
+    assert sorted(path.name for path in (place / "compared").iterdir()) == [
+        "quantization_report.html",
+        "quantization_report.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--method", "gptq"], "calibration data is needed"),
+        (["--method", "gptk", *DATA], "did you mean 'gptq'"),
+        (["--compare", "rtn", "--bits", "3"], "leave the other choices out"),
+        (["--compare", "rtn:x"], "METHOD:BITS"),
+        (["--method", "rtn", "--text", "missing.txt"], "missing.txt"),
+        ([*DATA, "--samples", "1"], "too short"),
+    ],
+)
+def test_mistakes_are_said(words: list[str], why: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", "model", *words, "--out", "small"]) != 0
+    assert why in capsys.readouterr().err
+    assert not (place / "small").exists()
