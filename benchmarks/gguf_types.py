@@ -120,9 +120,9 @@ def perplexity(path: Path, args: argparse.Namespace) -> float:
     """As llama-perplexity has it."""
     words = [str(args.tools / "llama-perplexity"), "-m", str(path), "-f", str(args.text), "-c", str(args.ctx)]
     found = subprocess.run([*words, "-t", str(args.threads)], capture_output=True, text=True, check=True)
-    told = re.search(r"Final estimate: PPL = ([\d.]+)", found.stdout + found.stderr)
-    assert told is not None, found.stderr[-500:]
-    return float(told[1])
+    told = re.findall(r"\[\d+\]([\d.]+),", found.stdout)  # the last is the estimate; its own line is lost at times
+    assert told, found.stderr[-500:]
+    return float(told[-1])
 
 
 if __name__ == "__main__":
