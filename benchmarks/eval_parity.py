@@ -4,7 +4,7 @@
 - in process: lm-eval on our engine (`EngineLM`), and `tokenmill eval tasks` on the same rows;
 - over HTTP: lm-eval's ``local-completions`` against our server.
 
-A choice task, a writing task and whole texts (rolling), made of rows that ship. Needs lm-eval and transformers.
+A choice task, a writing task and whole texts (rolling), made of rows that ship. Needs lm-eval[api] and transformers.
 
     python benchmarks/eval_parity.py --model smollm2:135m --rows 12 --out benchmarks/results/eval_parity.json
 """
@@ -112,8 +112,12 @@ def compared(reference: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
             report[task] = {"rows": len(same), "same_text": sum(same)}
         else:
             here, there = likelihoods(ours, task), likelihoods(reference, task)
-            # bits per byte are no likelihood: what lm-eval logs of a rolling request is
-            report[task] = {"values": len(here), "largest_difference": max(map(_distance, here, there))}
+            apart = list(map(_distance, here, there))
+            report[task] = {
+                "values": len(here),
+                "largest_difference": max(apart),
+                "rows_above_1e-4": [n for n, one in enumerate(apart) if one > 1e-4],
+            }
         named = ("acc,none", "acc_norm,none", "exact_match,none", "bits_per_byte,none")
         for name in named:
             if name in reference["results"][task]:
@@ -173,6 +177,14 @@ def served(folder: Path) -> Iterator[tuple[str, str]]:
             thread.join(30)
 
 
+def tell(document: dict[str, Any], out: Path | None) -> None:
+    """Print, and write where it is wanted."""
+    text = json.dumps(document, indent=1) + "\n"
+    print(text, flush=True)
+    if out:
+        out.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2:135m")
@@ -208,15 +220,13 @@ def main() -> None:
             "acc_norm,none": [reference["results"]["parity_choice"]["acc_norm,none"], own["acc_norm"]],
         }
         del llm
+        tell(document, given.out)  # servers take longest
         with served(folder) as (address, name):
             remote = {"base_url": address, "model": name, "tokenizer": str(folder), "tokenizer_backend": "huggingface"}
             asked = ["parity_choice", "parity_write"]  # lm-eval asks servers no rolling likelihoods of whole texts
             over = run_lm_eval("local-completions", work, asked, model_args=remote)
             document["over_http"] = compared(reference, over)
-    text = json.dumps(document, indent=1) + "\n"
-    print(text)
-    if given.out:
-        given.out.write_text(text, encoding="utf-8")
+    tell(document, given.out)
 
 
 if __name__ == "__main__":
