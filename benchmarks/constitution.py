@@ -92,7 +92,7 @@ def measured(adapter: str | None, prompts: list[Prompt]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/constitution"))
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of training")
+    parser.add_argument("--steps", type=int, default=22, help="optimiser steps of training")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     asked, held_out = split_prompts()
