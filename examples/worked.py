@@ -58,8 +58,10 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One JSON line each."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    """One JSON line each. A file that says so already is left alone: a training goes on only with a file as it was."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def train_lora(folder: Path, data: Path, *overrides: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,17 @@ def test_results_of_other_settings_are_refused(doctor: Any, tmp_path: Path) -> N
     keep(tmp_path / "run", {"seed": 1})
     with pytest.raises(SystemExit, match="other settings"):
         keep(tmp_path / "run", {"seed": 2})
+
+
+def test_rows_that_are_there_stay_as_they_are(doctor: Any, tmp_path: Path) -> None:
+    """A training refuses to go on with a file that was touched."""
+    path, write = tmp_path / "rows.jsonl", sys.modules["worked"].write_rows
+    write(path, [{"a": 1}])
+    os.utime(path, ns=(1, 1))
+    write(path, [{"a": 1}])
+    assert path.stat().st_mtime_ns == 1
+    write(path, [{"a": 2}])
+    assert path.stat().st_mtime_ns != 1
 
 
 def test_answers_that_are_there_are_not_asked_again(
