@@ -70,7 +70,7 @@ def learn(work: Path) -> dict[str, Any]:
             if (runs / "latest" / "checkpoints").is_dir():
                 result = train(resume=runs / "latest")
             else:
-                result = train("grpo", **settings(prompts, runs, seed=seed, steps=30, lr=1e-3, eval_every=10))
+                result = train("grpo", **settings(prompts, runs, seed=seed, steps=30, lr=4e-4, eval_every=10))
             if result.reason == "stopped":
                 raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")
             (runs / "done").touch()
