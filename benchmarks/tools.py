@@ -27,7 +27,7 @@ from tokenmill.evals.tasks.task import load_task
 MODEL = "smollm2:135m"
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "tools.json"
-TRAINING, HELD_OUT = 200, 40
+TRAINING, HELD_OUT = 120, 30
 OFFERED = 3
 """Tools on offer at most: their schemas are most of a prompt."""
 
@@ -60,6 +60,7 @@ def trained(folder: Path, data: Path, steps: int) -> str:
         result = tokenmill.train(resume=runs / "latest")
     else:
         values: dict[str, Any] = {"steps": steps, "sample_tokens": 0, "eval_every": 0, "save_minutes": 1.0}
+        values |= {"batch_tokens": 1024}
         told = {"path": str(data), "eval_share": 0.0}
         result = tokenmill.train("tools", model=MODEL, data=told, out=str(runs), trackers=[], **values)
     if result.reason == "stopped":
@@ -79,7 +80,7 @@ def measured(adapter: str | None, held_out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/tools"))
-    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of training")
+    parser.add_argument("--steps", type=int, default=24, help="optimiser steps of training")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     training, held_out, rows = write_data(arguments.work)
