@@ -61,7 +61,7 @@ def comparison_page(source: str, results: Sequence[tuple[str, Result]], original
     """The page of several quantisations of one model: which gives the least loss for its size."""
     measured = [(name, result) for name, result in results if result.divergence is not None]
     best = frontier(measured)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             f"{result.nbytes / MEGA:.1f} MB",
