@@ -28,10 +28,13 @@ METADATA: dict[str, Any] = {
 }
 
 
+SEARCHED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+
+
 def test_the_gguf_package_reads_what_we_write(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     generator = torch.Generator().manual_seed(0)
-    tensors = {f"blk.{i}.{type}": torch.randn(3, 2, 64, generator=generator) for i, type in enumerate(WRITABLE)}
+    tensors = {f"blk.{i}.{type}": torch.randn(3, 2, 256, generator=generator) for i, type in enumerate(WRITABLE)}
     tensors["bias"] = torch.randn(7, generator=generator)
     types = {name: name.rpartition(".")[2] if "." in name else "F32" for name in tensors}
     typed = METADATA | {"part": Typed(3, "uint16"), "double": Typed(0.1, "float64")}
@@ -45,9 +48,14 @@ def test_the_gguf_package_reads_what_we_write(tmp_path: Path) -> None:
     assert fields["general.name"] == METADATA["general.name"]
     assert [tensor.name for tensor in reader.tensors] == list(tensors)
     for tensor in reader.tensors:
-        expected = quants.quantize(tensors[tensor.name].numpy(), tensor.tensor_type)
         assert tensor.tensor_type.name == types[tensor.name]
-        assert np.array_equal(tensor.data.view(np.uint8).ravel(), expected.view(np.uint8).ravel())
+        given = tensors[tensor.name].numpy()
+        if tensor.tensor_type.name in SEARCHED:  # gguf only reads these; their bytes are ggml's in test_gguf_export.py
+            near = quants.dequantize(tensor.data, tensor.tensor_type).reshape(given.shape)
+            assert np.abs(near - given).mean() < 0.4 * np.abs(given).mean()
+        else:
+            expected = quants.quantize(given, tensor.tensor_type)
+            assert np.array_equal(tensor.data.view(np.uint8).ravel(), expected.view(np.uint8).ravel())
         assert tuple(reversed(tensor.shape)) == tuple(tensors[tensor.name].shape)
         assert tensor.data_offset % 32 == 0
 

@@ -11,9 +11,9 @@ import pytest
 import tiny
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.evals import throughput as module
-from tokenmill.evals.turns import compare
 from tokenmill.evals.latency import latency
 from tokenmill.evals.throughput import Rates, Shape, Throughput, measure, peak_rss_mb, reset_peak
+from tokenmill.evals.turns import compare
 from tokenmill.models import load_model
 from tokenmill.nn.decoder import Decoder
 

@@ -146,13 +146,13 @@ def _prompt(row: Row, renderer: Renderer, source: int) -> Prompt:
         messages = [parse_message(one, f"messages[{i}]") for i, one in enumerate(given)]
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
-    if not messages and not (isinstance(given, str) and given.strip()):
-        raise RowError(f"keys {', '.join(map(str, value)) or '(none)'}: a prompt is text, or messages that ask for one")
     if messages:
         how: dict[str, Any] = {"tools": parse_tools(value.get("tools")), "chat_template": renderer.chat_template}
         ids, text = tokenizer.encode_chat(messages, **how), tokenizer.render_chat(messages, **how)
-    else:
+    elif isinstance(given, str) and given.strip():
         ids, text = tokenizer.encode(given, parse_special=False), given
+    else:
+        raise RowError(f"keys {', '.join(map(str, value)) or '(none)'}: a prompt is text, or messages that ask for one")
     said = hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     content = int.from_bytes(said.digest()[:8], "little")
     where = f"{row.file}:{row.line}"

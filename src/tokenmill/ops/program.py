@@ -166,9 +166,9 @@ class Recorder:
         """A matrix in the kernels' layout; the same one for the same weight."""
         if isinstance(weight, Packed):
             return weight
-        for known, packed in self._derived:
-            if known is weight and isinstance(packed, Packed):
-                return packed
+        for known, derived in self._derived:
+            if known is weight and isinstance(derived, Packed):
+                return derived
         if weight.dtype not in FLOATS:
             raise CannotRecord(f"weights in {weight.dtype}")
         self._check(weight)
