@@ -257,6 +257,32 @@ def _tool_calls(figures: dict[str, Any]) -> str:
     )
 
 
+def training_section(figures: dict[str, Any]) -> str:
+    """Training beside transformers: speed and memory of the same batch."""
+    rows = []
+    for one in figures["results"]:
+        ours, theirs, ratio = one["tokenmill"], one["transformers"], one["ratio"]
+        versions = ", ".join(f"{name} {number}" for name, number in theirs["versions"].items() if name != "torch")
+        rows.append(
+            [
+                one["method"],
+                versions,
+                f"{ours['tok_s']:.0f}, {theirs['tok_s']:.0f}",
+                f"{ratio['tok_s']:.2f}",
+                f"{ours['peak_memory_mb'] / 1e3:.2f}, {theirs['peak_memory_mb'] / 1e3:.2f} GB",
+                f"{ratio['peak_memory']:.2f}",
+            ]
+        )
+    batch, machine = figures["results"][0], figures["machine"]
+    return (
+        "## Training\n\n"
+        f"Steps of {batch['rows']} x {batch['length']} tokens of {figures['model']} in {batch['dtype']}, "
+        f"taken in turn on {machine['cores']} cores ({machine['cpu']}, load {machine['load']}), ours first "
+        "(`tokenmill bench train --model smollm2:135m --vs transformers,peft --json`).\n\n"
+        f"{table(['method', 'beside', 'tokens/s', 'ratio', 'peak memory', 'ratio'], rows)}\n"
+    )
+
+
 def ppo_section(figures: dict[str, Any]) -> str:
     """A reward model's preference, learned by the policy."""
     reward, ended, kl = (figures[name] for name in ("held_out_reward", "ended_by_itself", "kl_of_an_answer"))
@@ -315,6 +341,8 @@ def pages() -> dict[Path, str]:
         sections.append(serving_section(overhead, promises))
     if curation := load("curation.json"):
         sections.append(curation_section(curation))
+    if training := load("training.json"):
+        sections.append(training_section(training))
     aligned = [load(f"{name}.json") for name in ("alignment", "constitution", "tools")]
     if any(aligned):
         sections.append(alignment_section(*aligned))
