@@ -304,6 +304,19 @@ def test_completions_logprobs_and_echo(client: openai.OpenAI) -> None:
     assert refused(client, "completions", suffix="x")["param"] == "suffix"
 
 
+def test_a_scored_prompt_keeps_its_last_token_where_the_answer_ends_at_once(client: openai.OpenAI, llm: LLM) -> None:
+    """lm-eval leaves out the last score, as that of a token written behind the text: there has to be one."""
+    ask: Any = {"model": "tiny", "prompt": "the cat", "echo": True, "temperature": 0, "max_tokens": 1, "logprobs": 1}
+    goes_on = client.completions.create(**ask).choices[0]
+    assert goes_on.logprobs is not None
+    end = llm.generate("the cat", SamplingParams(temperature=0, max_tokens=1)).choices[0].token_ids
+    ends = client.completions.create(**ask, extra_body={"stop_token_ids": end}).choices[0]
+    assert ends.finish_reason == "stop"
+    assert ends.text == "the cat"
+    assert ends.logprobs is not None
+    assert ends.logprobs.token_logprobs[1:] == pytest.approx(goes_on.logprobs.token_logprobs[1:])
+
+
 def test_best_of_keeps_the_likeliest(client: openai.OpenAI) -> None:
     ask: Any = {"model": "tiny", "prompt": ["the", "a"], "max_tokens": 4, "temperature": 1.5, "seed": 3, "logprobs": 0}
     every = client.completions.create(**ask, n=6).choices

@@ -121,9 +121,15 @@ def _choice(llm: LLM, params: SamplingParams, choice: Choice, index: int, echo: 
     reason = str(choice.finish_reason)
     logprobs = None
     if params.logprobs is not None:
-        said = wire.said(llm, params, choice.logprobs, reason)
+        said = _said(llm, params, choice.logprobs, reason)
         logprobs = _logprobs(llm, params, [*prompt, *((score.token_id, score) for score in said)], 0)
     return {"index": index, "text": echo + choice.text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _said(llm: LLM, params: SamplingParams, logprobs: Sequence[Logprobs] | None, reason: str | None) -> list[Logprobs]:
+    """Scores of what was written. Behind a scored prompt the token that ends the answer has its place too, as in vLLM:
+    lm-eval takes off the last one, and would otherwise take it from the prompt."""
+    return list(logprobs or ()) if params.prompt_logprobs is not None else wire.said(llm, params, logprobs, reason)
 
 
 def _logprobs(llm: LLM, params: SamplingParams, scored: Scored, offset: int) -> dict[str, Any]:
@@ -167,7 +173,7 @@ async def _chunks(
         text, waiting[index] = waiting[index] + piece.text, ""
         logprobs = None
         scored: Scored = list(zip(prompts[index // params.n], piece.prompt_logprobs, strict=False))
-        if scored := [*scored, *((one.token_id, one) for one in wire.said(llm, params, piece.logprobs, reason))]:
+        if scored := [*scored, *((one.token_id, one) for one in _said(llm, params, piece.logprobs, reason))]:
             logprobs = _logprobs(llm, params, scored, offsets[index])
             offsets[index] += sum(map(len, logprobs["tokens"]))
         if text or logprobs or reason:
