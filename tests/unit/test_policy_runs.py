@@ -32,6 +32,7 @@ from tokenmill.train.plan import plan_run
 from tokenmill.train.report import report_page
 from tokenmill.train.run import RunResult
 from tokenmill.train.run import train as plain_train
+from tokenmill.train.watch.watchers import watchers
 
 NATIVE = {**tiny.FAMILIES["qwen3"], "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
 
@@ -155,7 +156,8 @@ def test_it_goes_on_exactly(place: Path, tmp_path: Path) -> None:
     """Stopped in the middle of a rollout, the run ends with the very weights of one that was not stopped."""
     changes: dict[str, Any] = {"policy": {"minibatches": 2, "iterations": 2, "beta": 0.01}, "steps": 12}
     seen = Recorder()
-    whole = train(recipe(place, tmp_path / "a", **changes), watchers=[seen])
+    told = recipe(place, tmp_path / "a", **changes)
+    whole = train(told, watchers=[seen, *watchers(compose(told).recipe, screen=False)])
     half = train(recipe(place, tmp_path / "b", **{**changes, "steps": 5}), watchers=[])
     again = train(resume=half.folder, overrides=["steps=12"], watchers=[])
     one, other = weights(whole), weights(again)
@@ -170,7 +172,8 @@ def test_it_goes_on_exactly(place: Path, tmp_path: Path) -> None:
     assert "reward" in seen.evals[0].extra
     page = report_page(whole.folder)
     assert "best held-out reward" in page
-    assert "rewards/regex/mean" in page
+    assert "Reward of an answer, all together" in page
+    assert "Tokens of an answer" in page
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,7 @@ def charts(files: RunFiles) -> list[Markup]:
     wide = bool(norms) and max(norms) > 30 * min(norms)
     drawn = [
         line_chart("Loss, nats a token", loss, marks=marks),
+        *_policy(files),
         *_preferences(files),
         line_chart("Held-out bits per byte", [Series("bits per byte", bits)], marks=marks),
         line_chart("Learning rate", [Series("lr", _points(steps, "lr"))]),
@@ -242,15 +243,32 @@ def charts(files: RunFiles) -> list[Markup]:
     return [chart for chart in drawn if chart]
 
 
+def _both(files: RunFiles, key: str, name: str = "") -> list[Series]:
+    """A figure's curves in training and on held-out data."""
+    said, points = f"{name} " if name else "", _points(files.steps, key)
+    known = _points(files.evaluations, f"eval_{key}")  # faint is what stands behind another curve
+    return [Series(f"{said}train", smoothed(points) if points else [], faint=bool(known)),
+            Series(f"{said}held out", known)]  # fmt: skip
+
+
+def _policy(files: RunFiles) -> list[Markup]:
+    """What policy objectives measure of their rollouts: the sum of the rewards, each reward, how answers change."""
+    if not any("reward" in row for row in files.steps):
+        return []
+    means = [one for one in _kinds(files.steps, "rewards/") if one.name.endswith("/mean")]
+    return [
+        line_chart("Reward of an answer, all together", _both(files, "reward")),
+        line_chart("Each reward", [Series(one.name.removesuffix("/mean"), one.points) for one in means]),
+        line_chart("Tokens of an answer", _both(files, "completions/length")),
+        line_chart("Entropy of the policy, nats a token", _both(files, "entropy")),
+    ]
+
+
 def _preferences(files: RunFiles) -> list[Markup]:
     """What preference objectives and reward models measure: who wins, by how much, how far from the reference."""
-    steps, held_out = files.steps, files.evaluations
 
     def both(key: str, name: str = "") -> list[Series]:
-        said, points = f"{name} " if name else "", _points(steps, key)
-        known = _points(held_out, f"eval_{key}")  # faint is what stands behind another curve
-        return [Series(f"{said}train", smoothed(points) if points else [], faint=bool(known)),
-                Series(f"{said}held out", known)]  # fmt: skip
+        return _both(files, key, name)
 
     return [
         line_chart("Share of preferences told apart", both("rewards/accuracies")),
