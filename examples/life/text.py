@@ -58,10 +58,10 @@ def pretrain_one(stage: Stage) -> str:
     """A new model that has seen the curated text, as token shards, and nothing else."""
     shards = stage.tokenmill("tokenizer", "encode", CURATED, "--tokenizer", TOKENIZER, "--out", SHARDS)
     stage.figure("token shards", f"{shards['tokens']:,} tokens of {shards['documents']} documents")
-    length = "steps=30" if QUICK else "steps=200"
+    length = "steps=20" if QUICK else "steps=200"
     run = stage.train("pretrain", "size=tiny", f"data={SHARDS}", f"tokenizer={TOKENIZER}", length)
     stage.quote = stage.answer("FRIENDSHIP, n.", run["model"], "--temperature", "0.7", "--seed", "1", tokens=80)
     bits = min(row["eval_bits_per_byte"] for row in metrics(run) if "eval_bits_per_byte" in row)
-    if bits > (3.0 if QUICK else 2.6):
+    if bits > (3.3 if QUICK else 2.6):
         raise StageFailedError(f"{bits:.2f} bits per byte of held-out text: it has learned too little")
     return f"{bits:.2f} bits per byte of text it has not seen; untrained: 8"

@@ -51,20 +51,15 @@ def reward_it(stage: Stage) -> str:
     short = "{kind: length, unit: words, most: 12, slack: 30}"
     whole = "{kind: regex, pattern: '[^.!?]+[.!?]', whole: true}"  # one sentence that comes to its end
     reward = f"rewards=[{short}, {whole}]"
-    size = [
-        "policy.prompts=4",
-        "policy.group=6",
-        "policy.completion_tokens=48",
-        "sample_tokens=0",
-        "eval_every=0",
-        "lr=5e-4",
-    ]
-    run = stage.train("grpo", f"model={MODEL}", f"data={PROMPTS}", reward, f"steps={8 if QUICK else 20}", *size)
+    much = ["policy.prompts=4", "policy.group=6", "policy.completion_tokens=48", "steps=20"]
+    little = ["policy.prompts=3", "policy.group=4", "policy.completion_tokens=24", "steps=4"]
+    size = [*(little if QUICK else much), "lr=5e-4", "sample_tokens=0", "eval_every=0"]
+    run = stage.train("grpo", f"model={MODEL}", f"data={PROMPTS}", reward, *size)
     after = stage.answer(question, MODEL, "--adapter", run["model"], tokens=64)
     rewards = [row["reward"] for row in metrics(run) if "reward" in row]
     first, last = (sum(part) / len(part) for part in (rewards[:3], rewards[-3:]))
     stage.quote = f"{question}\n\nbefore: {before.strip()}\n\nafter: {after.strip()}"
     stage.figure("mean reward, first and last three rollouts", f"{first:.2f}, {last:.2f}")
-    if last <= first:
+    if last <= first and not QUICK:  # so few rollouts prove nothing
         raise StageFailedError(f"the reward did not rise: {first:.2f}, {last:.2f}")
     return f"reward {first:.2f} to {last:.2f}; {len(before.split())} words became {len(after.split())}"
