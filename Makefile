@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUNS := $(VENV)/.runs
 
 .PHONY: help setup demo test lint bench docs sanitize kernels-arm clean
 
@@ -19,14 +20,20 @@ help:
 
 setup: $(STAMP)
 
-# The stamp is newer than pyproject.toml exactly when its dependencies are installed.
-$(STAMP): pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenmill needs Python 3.11 or newer; PYTHON=... names another one")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are newer than pyproject.toml exactly when its dependencies are installed: those of the demo, and all.
+$(RUNS): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,eval]'
 	@touch $@
 
-demo: setup
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(RUNS) $@
+
+demo: $(RUNS)
 	$(BIN)/python examples/demo.py
 
 lint: setup
