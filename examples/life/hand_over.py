@@ -37,7 +37,7 @@ def compress(stage: Stage) -> str:
     """GPTQ to 4 bits for other servers, GGUF for llama.cpp and Ollama: bytes, and perplexity of the same text."""
     tuned = Path(stage.known["tuned"])
     gptq, gguf = stage.folder / "gptq", stage.folder / "tuned-q4_k_m.gguf"
-    samples = ["--samples", "16" if QUICK else "96", "--seq-len", "128"]
+    samples = ["--samples", "40" if QUICK else "96", "--seq-len", "128"]
     stage.tokenmill(
         "quantize", tuned, "--method", "gptq", "--data", DEFINITIONS, *samples, "--text", TEXT, "--out", gptq
     )
