@@ -91,7 +91,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantise a model. A run that was stopped goes on where it was when the same command is given again."""
-    from tokenmill.evals.quantisation import refuse_taken
+    from tokenmill.formats.aside import refuse_taken
     from tokenmill.quant.settings import settings
 
     choices = {"damping": damping, "act_order": act_order, "clip": clip, "smooth": smooth}

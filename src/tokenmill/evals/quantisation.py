@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenmill.core.errors import UsageError
 from tokenmill.core.paths import atomic_write
 from tokenmill.evals.divergence import Divergence, Original
+from tokenmill.formats.aside import move_into_place
 from tokenmill.models.load import Model
 from tokenmill.quant.run import Quantised, quantise, refuse_unfit
-from tokenmill.quant.save import check_folder, move_into_place, write_folder
+from tokenmill.quant.save import check_folder, write_folder
 from tokenmill.quant.settings import Settings
 
 Progress = Callable[[str, int, int], None]
@@ -119,12 +119,6 @@ def _count(record: str, quantised: Quantised) -> int:
         codes = experts[int(number)]
     assert not isinstance(codes, list)
     return codes.shape[0] * codes.shape[1]
-
-
-def refuse_taken(out: Path) -> None:
-    """UsageError where a folder is not new or empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is there already; give a new or empty folder")
 
 
 def write_result(job: Job, quantised: Quantised, work: Path, out: Path, save_tokenizer: Callable[[Path], None]) -> Path:

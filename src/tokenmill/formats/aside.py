@@ -18,6 +18,14 @@ def refuse_taken(out: Path) -> None:
         raise UsageError(f"--out {out} is there already; give a new or empty folder")
 
 
+def move_into_place(built: Path, out: Path) -> None:
+    """Rename a finished folder to its name, which must be free or an empty folder."""
+    if out.is_dir():
+        out.rmdir()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(built, out)
+
+
 @contextmanager
 def built_aside(out: Path) -> Iterator[Path]:
     """Inside, a folder to build in; it becomes ``out`` when everything went well, else it is removed.
@@ -35,9 +43,7 @@ def built_aside(out: Path) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o777 & ~_umask())
-        if out.is_dir():
-            out.rmdir()
-        os.replace(stage, out)
+        move_into_place(stage, out)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -18,6 +18,9 @@ import torch
 from tokenmill.core.errors import UsageError
 from tokenmill.core.threads import allowed_cores
 
+UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
+"""Activations by the numbers of ``Unary`` in native/src/kernels.h."""
+
 
 def _load() -> Any:
     try:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenmill.ops.native import Native, native
+from tokenmill.ops.native import UNARY, Native, native
 
 _REAL = {torch.float32: 0, torch.bfloat16: 1}
-_UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
 
 
 def native_for(*tensors: Tensor) -> Native | None:
@@ -31,7 +30,7 @@ def gated(found: Native, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
     """``act(gate) * up`` in one pass."""
     y_TF = torch.empty_like(gate_TF)
     arrays = gate_TF.data_ptr(), up_TF.data_ptr(), gate_TF.numel(), y_TF.data_ptr()
-    found.module.gated(found.pool, found.kernels, _UNARY[name], _REAL[gate_TF.dtype], *arrays)
+    found.module.gated(found.pool, found.kernels, UNARY[name], _REAL[gate_TF.dtype], *arrays)
     return y_TF
 
 
@@ -40,7 +39,7 @@ def gated_backward(found: Native, gate_TF: Tensor, up_TF: Tensor, d_TF: Tensor, 
     d_gate_TF, d_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
     inputs = gate_TF.data_ptr(), up_TF.data_ptr(), d_TF.data_ptr(), gate_TF.numel()
     outputs = d_gate_TF.data_ptr(), d_up_TF.data_ptr()
-    found.module.gated_backward(found.pool, found.kernels, _UNARY[name], _REAL[gate_TF.dtype], *inputs, *outputs)
+    found.module.gated_backward(found.pool, found.kernels, UNARY[name], _REAL[gate_TF.dtype], *inputs, *outputs)
     return d_gate_TF, d_up_TF
 
 

@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenmill.ops.native import UNARY
 from tokenmill.ops.packed import FLOATS, Packed, kernels
 from tokenmill.ops.registry import Traced
-
-_UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
-
 
 CACHES = (torch.float32, torch.bfloat16, torch.int8)
 """How keys and values may be stored, in the order of the kernels' ``CacheType``."""
@@ -200,12 +198,12 @@ class Recorder:
 
     def plain_activation(self, x: Symbol, name: str) -> Symbol:
         y = self._new(*x.shape[1:])
-        self.program.unary(_UNARY[name], x.at, x.width, y.at)
+        self.program.unary(UNARY[name], x.at, x.width, y.at)
         return y
 
     def gated_activation(self, gate: Symbol, up: Symbol, name: str) -> Symbol:
         y = self._new(*up.shape[1:])
-        self.program.gated(_UNARY[name], gate.at, up.at, up.width, y.at)
+        self.program.gated(UNARY[name], gate.at, up.at, up.width, y.at)
         return y
 
     def soft_cap(self, x: Symbol, cap: float) -> Symbol:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,11 +113,3 @@ def _same(ours: Codes, theirs: Codes) -> bool:
     return torch.equal(ours.codes_OI.view(torch.uint8), theirs.codes_OI.view(torch.uint8)) and torch.allclose(
         ours.dense(), theirs.dense(), rtol=1e-6, atol=0
     )
-
-
-def move_into_place(built: Path, out: Path) -> None:
-    """Rename a finished folder to its name, which must be free or an empty folder."""
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(built, out)
