@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 
 #include "pool.h"
 
@@ -89,6 +90,9 @@ void turn(Pool& pool, const Kernels& k, int type, Address x, Address cos, Addres
 
 void softmax_loss(Pool& pool, const Kernels& k, int type, Address scores, int64_t rows, int64_t size, Address labels,
                   float scale, float z_loss, bool gradient, Address nll, Address lse) {
+  for (int64_t r = 0; r < rows; r++)
+    if (at<int64_t>(labels)[r] < 0 || at<int64_t>(labels)[r] >= size)
+      throw std::out_of_range("a label is outside the vocabulary");  // IndexError, as torch's
   nb::gil_scoped_release free;
   std::vector<std::vector<float>> scratch(pool.threads(), std::vector<float>(size));
   parallel(pool, rows, [&](int64_t r, int thread) {

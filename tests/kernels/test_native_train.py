@@ -176,3 +176,21 @@ def test_not_finite_stays_so(kernels: Native) -> None:
     assert nll[0].isfinite()
     assert nll[1].isnan()
     assert scores[1].isnan().any()
+
+
+def test_what_does_not_go_together_is_refused(kernels: Native) -> None:
+    """The kernels see addresses: what torch would have refused must not become a read past the end."""
+    scores, nll, lse = torch.zeros(2, 40), torch.empty(2), torch.empty(2)
+    for labels in (torch.tensor([0, 40]), torch.tensor([-1, 0])):
+        with pytest.raises(IndexError):
+            softmax_rows(scores, labels, nll, lse, 1.0, None, 0.0, True)
+    q, k = torch.zeros(5, 2, 16), torch.zeros(5, 1, 16)
+    for wrong in (
+        lambda: native_train.attention(kernels, q, k, k, [3, 3], 1.0, None),
+        lambda: native_train.attention(kernels, q, torch.zeros(5, 3, 16), k, [5], 1.0, None),
+        lambda: native_train.turn(kernels, q, torch.zeros(4, 16), torch.zeros(4, 16), back=False),
+        lambda: native_train.gated(kernels, q, k, "silu"),
+        lambda: native_train.rms_norm(kernels, q, torch.ones(8), 1e-5),
+    ):
+        with pytest.raises(ValueError, match="do not go together"):
+            wrong()

@@ -1,6 +1,7 @@
 """Training's passes in the compiled kernels (``native/src/train.h``): each has a slow twin in torch beside its caller.
 
-:func:`native_for` says whether the kernels take given tensors; the functions below trust that it was asked. Rows and
+:func:`native_for` says whether the kernels take given tensors; the functions below trust that it was asked, and refuse
+shapes that do not go together, as torch would: the kernels see addresses alone. Rows and
 pieces are shared out the same way whatever the number of threads, so results do not depend on it.
 """
 
@@ -26,8 +27,14 @@ def native_for(*tensors: Tensor) -> Native | None:
     return native()
 
 
+def _fits(condition: bool, what: str, *tensors: Tensor) -> None:
+    if not condition:
+        raise ValueError(f"{what}: shapes {', '.join(str(list(t.shape)) for t in tensors)} do not go together")
+
+
 def gated(found: Native, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
     """``act(gate) * up`` in one pass."""
+    _fits(gate_TF.shape == up_TF.shape, "gated", gate_TF, up_TF)
     y_TF = torch.empty_like(gate_TF)
     arrays = gate_TF.data_ptr(), up_TF.data_ptr(), gate_TF.numel(), y_TF.data_ptr()
     found.module.gated(found.pool, found.kernels, UNARY[name], _REAL[gate_TF.dtype], *arrays)
@@ -36,6 +43,7 @@ def gated(found: Native, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
 
 def gated_backward(found: Native, gate_TF: Tensor, up_TF: Tensor, d_TF: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """The derivatives by ``gate`` and ``up``."""
+    _fits(gate_TF.shape == up_TF.shape == d_TF.shape, "gated", gate_TF, up_TF, d_TF)
     d_gate_TF, d_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
     inputs = gate_TF.data_ptr(), up_TF.data_ptr(), d_TF.data_ptr(), gate_TF.numel()
     outputs = d_gate_TF.data_ptr(), d_up_TF.data_ptr()
@@ -45,6 +53,7 @@ def gated_backward(found: Native, gate_TF: Tensor, up_TF: Tensor, d_TF: Tensor, 
 
 def rms_norm(found: Native, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last axis."""
+    _fits(weight_D.shape == x.shape[-1:], "rms_norm", x, weight_D)
     y, size = torch.empty_like(x), x.shape[-1]
     weight32_D = weight_D.float().contiguous()
     inputs = x.data_ptr(), weight32_D.data_ptr(), eps, x.numel() // size, size
@@ -54,6 +63,7 @@ def rms_norm(found: Native, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def rms_norm_backward(found: Native, x: Tensor, d: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The derivatives by ``x`` and by the weight, the latter in float32."""
+    _fits(x.shape == d.shape and weight_D.shape == x.shape[-1:], "rms_norm", x, d, weight_D)
     size = x.shape[-1]
     rows, together = x.numel() // size, found.module.norm_rows(size)
     d_x = torch.empty_like(x)
@@ -68,6 +78,9 @@ def rms_norm_backward(found: Native, x: Tensor, d: Tensor, weight_D: Tensor, eps
 
 def turn(found: Native, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, back: bool) -> Tensor:
     """Rotary embedding of the half-split layout, or its derivative."""
+    angles = (x_THD.shape[0], cos_TR.shape[-1])
+    fits = x_THD.ndim == 3 and angles[1] <= x_THD.shape[2] and tuple(cos_TR.shape) == tuple(sin_TR.shape) == angles
+    _fits(fits, "rope", x_THD, cos_TR, sin_TR)
     y_THD = torch.empty_like(x_THD)
     inputs = x_THD.data_ptr(), cos_TR.data_ptr(), sin_TR.data_ptr(), back
     sizes = *x_THD.shape, cos_TR.shape[-1]
@@ -86,6 +99,8 @@ def softmax_loss(
     gradient: bool,
 ) -> None:
     """Fill ``nll_R`` and ``lse_R`` (float32); with ``gradient`` the scores become the loss's derivative by them."""
+    _fits(len(scores_RV) == len(labels_R) == len(nll_R) == len(lse_R), "loss", scores_RV, labels_R, nll_R, lse_R)
+    labels_R = labels_R.to(torch.int64).contiguous()
     arrays = scores_RV.data_ptr(), *scores_RV.shape, labels_R.data_ptr()
     results = nll_R.data_ptr(), lse_R.data_ptr()
     how = scale, z_loss, gradient
@@ -102,6 +117,8 @@ def adamw(
     numbers: Sequence[float],
 ) -> None:
     """One step in place. ``numbers``: those of ``AdamW`` in train.h, in its order; ``low``: see ``SplitWeights``."""
+    given = [t for t in (weights, low, m, v, gradient) if t is not None]
+    _fits(len({t.numel() for t in given}) == 1, "adamw", *given)
     arrays = [t.data_ptr() if t is not None else 0 for t in (weights, low, m, v, gradient)]
     types = [_REAL[t.dtype] for t in (m, v, gradient)]
     found.module.adamw(found.pool, found.kernels, list(numbers), arrays, types, weights.numel())
@@ -137,9 +154,13 @@ def _attention(
     *,
     backward: bool,
 ) -> None:
-    q_THD, k_TKD = tensors[0], tensors[1]
+    q_THD, k_TKD, v_TKD = tensors[:3]
     assert q_THD is not None
     assert k_TKD is not None
+    assert v_TKD is not None
+    fits = sum(lens) == len(q_THD) == len(k_TKD) and q_THD.shape[1] % k_TKD.shape[1] == 0
+    fits = fits and q_THD.shape[2] == k_TKD.shape[2] and k_TKD.shape == v_TKD.shape
+    _fits(fits, f"attention of documents of {list(lens)}", q_THD, k_TKD, v_TKD)
     shape = _REAL[q_THD.dtype], q_THD.shape[1], k_TKD.shape[1], q_THD.shape[2], scale, window or 0
     arrays = [0 if t is None else t.data_ptr() for t in tensors]
     found.module.attention(found.pool, found.kernels, backward, *shape, [n for n in lens if n], arrays)
