@@ -10,25 +10,16 @@ The function is trusted: it is the person's code, with their rights. What a *mod
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import selectors
-import subprocess
 import sys
-import time
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenmill.align.rewards.base import Sample
 from tokenmill.align.rewards.scored import Failure, Outcome, outcome
 from tokenmill.config.rewards import FunctionReward
 from tokenmill.core.errors import ConfigError
+from tokenmill.core.line_process import LineProcess
 
-START_S = 120.0
-"""To import the file, with what it imports."""
 HANGS = 3
 """Samples that may hang one after the other before the rest of a call is not tried any more."""
 
@@ -44,8 +35,9 @@ class Function:
             raise ConfigError(f"reward function: there is no file {file}")
         self.name, self.timeout_s = config.name or function, config.timeout_s
         self._file, self._function = str(Path(file).resolve()), function
-        self._process: subprocess.Popen[bytes] | None = None
-        self._running()
+        module = "tokenmill.align.rewards.function_worker"
+        self._process = LineProcess([sys.executable, "-m", module, self._file, function])
+        self._start()
 
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         if not samples:
@@ -65,71 +57,26 @@ class Function:
 
     def close(self) -> None:
         """End the process; the next call starts another."""
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
+        self._process.close()
 
     def _ask(self, samples: Sequence[Sample]) -> list[Outcome] | Failure:
-        process = self._running()
-        sent = json.dumps([vars(sample) for sample in samples], default=str).encode() + b"\n"
-        reply = _exchange(process, sent, self.timeout_s)
-        if isinstance(reply, Failure):
-            self.close()
-            return reply
+        if not self._process.alive:
+            self._start()
+        try:
+            reply = self._process.ask([vars(sample) for sample in samples], self.timeout_s)
+        except TimeoutError as error:
+            return Failure("timed_out", str(error))
+        except EOFError as error:
+            return Failure("raised", str(error))
         if "error" in reply:
             return Failure("raised", reply["error"])
         return [outcome(score) for score in reply["scores"]]
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
+    def _start(self) -> None:
+        try:
+            problem = self._process.start().get("error")
+        except (TimeoutError, EOFError) as error:
+            problem = str(error)
+        if problem:
             self.close()
-            command = [sys.executable, "-m", "tokenmill.align.rewards.function_worker", self._file, self._function]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            weakref.finalize(self, _end, self._process)
-            first = _exchange(self._process, b"", START_S)
-            problem = first.message if isinstance(first, Failure) else first.get("error")
-            if problem:
-                self.close()
-                raise ConfigError(f"reward function: {self._file}:{self._function} cannot be used: {problem}")
-        return self._process
-
-
-def _exchange(process: subprocess.Popen[bytes], sent: bytes, timeout_s: float) -> dict[str, Any] | Failure:
-    """Send a line and read one, both by the clock: a function that hangs does not read either."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    deadline = time.monotonic() + timeout_s
-    rest, reply = memoryview(sent), bytearray()
-    os.set_blocking(process.stdin.fileno(), False)
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(process.stdout, selectors.EVENT_READ)
-        if rest:
-            waiting.register(process.stdin, selectors.EVENT_WRITE)
-        while not reply.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return Failure("timed_out", f"no answer in {timeout_s:g} s")
-            for key, events in waiting.select(left):
-                if events & selectors.EVENT_WRITE:
-                    try:
-                        rest = rest[os.write(key.fd, rest[:65536]) :]
-                    except BrokenPipeError:
-                        rest = rest[len(rest) :]
-                    if not rest:
-                        waiting.unregister(key.fileobj)
-                elif piece := os.read(key.fd, 1 << 16):
-                    reply += piece
-                else:
-                    return Failure("raised", f"its process ended with status {process.wait()}")
-    found: dict[str, Any] = json.loads(reply)
-    return found
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+            raise ConfigError(f"reward function: {self._file}:{self._function} cannot be used: {problem}")
