@@ -72,6 +72,10 @@ class AdaptedLinear(LinearLayer):
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the active adapters in them, float32."""
+        return self.folding()
+
+    def folding(self) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`folded`, with gradients to the adapters."""
         base_OI = self.base.dense().float()
         weight_OI, bias_O = base_OI, None if self.base.bias is None else self.base.bias.float()
         for adapter in self.on():

@@ -12,6 +12,8 @@ from typing import Any
 from tokenmill.config.check_policy import policy_effects, policy_problems
 from tokenmill.config.recipe import COMPARING, POLICY, REFERENCED, Recipe
 
+ROUNDED = ("next_token", "sft", "distill")
+"""Objectives of quantisation-aware training: those that need no other state of the model than its present one."""
 Problem = tuple[tuple[str, ...], str]
 """The keys that a problem is about, and what it is."""
 
@@ -23,6 +25,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
     yield from _shape(recipe)
     yield from _comparing(recipe)
     yield from _distilling(recipe)
+    yield from _rounding(recipe)
     yield from policy_problems(recipe)
     yield from _without_effect(recipe)
 
@@ -134,6 +137,39 @@ _ADAPTER = {
     "bottleneck": ("bottleneck_size", "bottleneck_at", "dropout", "layers"),
 }
 """What each kind of adapter reads, beside new_tokens and train_also."""
+
+def _teacher_elsewhere(r: Recipe) -> Iterator[Problem]:
+    if r.distill.url is None:
+        return
+    if not r.distill.top_k:
+        yield (
+            ("distill.url", "distill.top_k"),
+            "distill.url: a server says its likeliest tokens, not all; say how many (distill.top_k=20)",
+        )
+    if r.distill.temperature != 1.0:
+        yield (
+            ("distill.url", "distill.temperature"),
+            "distill.temperature must be 1 with distill.url: what a server leaves out has no mass at another one",
+        )
+    if r.model is None and r.tokenizer is None:
+        yield ("distill.url", "tokenizer"), "distill.url: a new student needs its teacher's tokenizer (tokenizer=NAME)"
+
+
+def _rounding(r: Recipe) -> Iterator[Problem]:
+    if r.qat is None:
+        return
+    if r.objective not in ROUNDED:
+        yield ("qat", "objective"), f"qat is for objective={', '.join(ROUNDED)}, not for {r.objective}"
+    if r.quantize is not None:
+        yield ("qat", "quantize"), f"qat rounds the weights that are trained, quantize={r.quantize} has done so already"
+    if r.adapter is not None and r.adapter.kind != "lora":
+        yield (
+            ("qat", "adapter.kind"),
+            f"qat rounds the weight with the adapter in it: with all weights or adapter.kind=lora, not {r.adapter.kind}",
+        )
+    if r.adapter is not None and r.adapter.dropout:
+        yield ("qat", "adapter.dropout"), "qat folds the adapter into the weight, where its inputs cannot be dropped"
+
 
 
 def _without_effect(r: Recipe) -> Iterator[Problem]:

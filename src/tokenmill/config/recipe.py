@@ -27,6 +27,7 @@ from tokenmill.config.parts import (
 )
 from tokenmill.config.policy import PolicyConfig
 from tokenmill.config.ppo import PpoConfig
+from tokenmill.config.qat import QatConfig
 from tokenmill.config.rewards import GuardConfig, RewardSource
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PolicyConfig",
     "PreferenceConfig",
     "Recipe",
+    "QatConfig",
     "RewardConfig",
     "Shape",
     "Source",
@@ -109,6 +111,8 @@ class Recipe(Part):
 
     # --- how much is seen, in which portions
     seq_len: Count | None = None
+    qat: QatConfig | None = None
+    """Train with the weights rounded as ``tokenmill quantize`` rounds them; ``qat.bits=4`` is enough to ask for it."""
     """Tokens of a row; longer documents follow ``data.truncate``. Derived: 512, or the model's longest if shorter."""
     packing: bool = True
     """Several documents in a row, isolated from each other; otherwise a row is one document. No padding either way."""

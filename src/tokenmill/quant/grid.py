@@ -91,8 +91,10 @@ def _stored(scales_OG: Tensor, grid: Grid) -> Tensor:
 
 def round_weight(weight_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:
     """The numbers nearest to a weight on its grid, float32 [O, I]."""
-    scale_OI, zero_OI = scales.columns(weight_OI.shape[1])
-    return _values(_codes(weight_OI, scale_OI, zero_OI, grid), scale_OI, zero_OI, grid)
+    grouped_OGS = weight_OI.reshape(len(weight_OI), scales.scales_OG.shape[1], -1)
+    scale_OG1 = scales.scales_OG.unsqueeze(-1)
+    zero_OG1 = torch.zeros_like(scale_OG1) if scales.zeros_OG is None else scales.zeros_OG.unsqueeze(-1)
+    return _values(_codes(grouped_OGS, scale_OG1, zero_OG1, grid), scale_OG1, zero_OG1, grid).view(weight_OI.shape)
 
 
 def encode(weight_OI: Tensor, scales: Scales, grid: Grid) -> Codes:
@@ -112,15 +114,16 @@ def _codes(weight_OI: Tensor, scale_OI: Tensor, zero_OI: Tensor, grid: Grid) -> 
         return steps_OI.clamp(-FP8_MOST, FP8_MOST).to(torch.float8_e4m3fn).float()
     if grid.symmetric:
         zero_OI = torch.full_like(zero_OI, 2 ** (grid.bits - 1))
-    return (steps_OI.round() + zero_OI).clamp(0, 2**grid.bits - 1)
+    return steps_OI.round_().add_(zero_OI).clamp_(0, 2**grid.bits - 1)
 
 
 def _values(codes_OI: Tensor, scale_OI: Tensor, zero_OI: Tensor, grid: Grid) -> Tensor:
+    """What codes stand for; they are used up."""
     if grid.kind == "fp8":
-        return codes_OI * scale_OI
+        return codes_OI.mul_(scale_OI)
     if grid.symmetric:
         zero_OI = torch.full_like(zero_OI, 2 ** (grid.bits - 1))
-    return (codes_OI - zero_OI) * scale_OI
+    return codes_OI.sub_(zero_OI).mul_(scale_OI)
 
 
 def round_to_nearest(weight_OI: Tensor, grid: Grid, clip_OG: Tensor | None = None) -> Codes:

@@ -31,6 +31,7 @@ from tokenmill.train.memory import memory_needed
 from tokenmill.train.new_model import ROW, Derivations, new_model
 from tokenmill.train.plan_policy import policy_correction, policy_length
 
+from tokenmill.train.qat import qat_settings
 CAUSAL = ("next_token", "sft", "distill")
 """Objectives whose evaluation is the likelihood of the tokens that follow."""
 WHOLE = ("mlm", "span", "reward")
@@ -99,6 +100,8 @@ def plan_run(
     """
     recipe, open_values = composed.recipe, Derivations()
     if recipe.model is None:
+    if recipe.qat is not None:
+        qat_settings(recipe.qat)
         tokenizer, config = new_model(recipe, open_values, store)
     else:
         file = open_tensors((store or Store()).resolve(recipe.model, pull=True).path)

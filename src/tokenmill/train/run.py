@@ -44,6 +44,7 @@ from tokenmill.train.objectives import Objective, build_objective
 from tokenmill.train.objectives.distill import Distill, add_projections
 from tokenmill.train.optim import build_optimizer
 from tokenmill.train.plan import CAUSAL, Plan, plan_run
+from tokenmill.train.qat import as_trained, round_layers
 from tokenmill.train.reference import References, references
 from tokenmill.train.schedules import Schedule
 from tokenmill.train.signals import stop_on_signals
@@ -187,7 +188,17 @@ def build_model(plan: Plan, store: Store | None = None) -> Model:
         )
     if recipe.adapter is None:
         model.network.requires_grad_(True)
-        return model
+    else:
+        _adapt(plan, model)
+    if recipe.qat is not None:
+        round_layers(model, recipe.qat)
+    return model
+
+
+def _adapt(plan: Plan, model: Model) -> None:
+    """The recipe's adapter on a frozen model, quantised where it says so."""
+    recipe = plan.recipe
+    assert recipe.adapter is not None
     if recipe.quantize is not None:
         quantize_linears(model.network, double=recipe.double_quant)
     if recipe.adapter.new_tokens and plan.tokenizer.vocab_size > model.network.config.vocab_size:
@@ -337,8 +348,10 @@ class _Clock(Watcher):
 
 def export(plan: Plan, model: Model, folder: Path) -> Path:
     """Write what was trained: a Hugging Face folder, or a PEFT adapter. A reward model is always a folder, whose head
-    other programs find; its adapter is folded in."""
-    if plan.recipe.objective == "reward" and plan.recipe.adapter is not None:
+    other programs find; its adapter is folded in, and so is one that was trained with rounded weights."""
+    if plan.recipe.qat is not None:
+        as_trained(model)
+    elif plan.recipe.objective == "reward" and plan.recipe.adapter is not None:
         merge_adapter(model)
     elif plan.recipe.adapter is not None:
         save_adapter(model, folder, base=plan.recipe.model)
