@@ -2,8 +2,9 @@
 
 The rounding is that of the export (``quant/grid.py``), with the scales of the weights as they are at that moment, so
 that a folder written from the trained weights computes what was trained, to the last bit. Inputs are rounded where the
-method rounds them (w8a8, fp8). An adapter's part is folded into the weight first, as ``merge`` folds it. Gradients pass through the rounding as if it were not there (the straight-through estimator, Bengio et al. 2013, arXiv
-1308.3432): scales reach a group's largest number, so that no weight lies beyond the grid and is to be left out.
+method rounds them (w8a8, fp8). An adapter's part is folded into the weight first, as ``merge`` folds it. Gradients pass
+through the rounding as if it were not there (the straight-through estimator, Bengio et al. 2013, arXiv 1308.3432):
+scales reach a group's largest number, so that no weight lies beyond the grid and is to be left out.
 
 Axes: T tokens · I in · O out.
 """

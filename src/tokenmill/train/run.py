@@ -213,7 +213,6 @@ def _adapt(plan: Plan, model: Model) -> None:
     )
     if isinstance(model.network, Scorer):
         model.network.score.requires_grad_(True)
-    return model
 
 
 def teacher_of(plan: Plan, model: Model, store: Store | None = None) -> Teacher | None:
