@@ -44,10 +44,24 @@ def test_a_folder_with_its_reports(place: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_several_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["quantize", "model", "--compare", "rtn:4:32,gptq:3:32,w8a8", *DATA, "--out", "compared", "--json"]
+    words = [
+        "quantize",
+        "model",
+        "--compare",
+        "rtn:4:32,gptq:3:32,rtn:4.7:32,codebook:3,w8a8",
+        *DATA,
+        "--out",
+        "compared",
+        "--json",
+    ]
     assert main(words) == 0
     told = last_line(capsys)
-    assert set(told["results"]) == {"rtn:4:32", "gptq:3:32", "w8a8"}
+    assert set(told["results"]) == {"rtn:4:32", "gptq:3:32", "rtn:4.7:32", "codebook:3", "w8a8"}
+    mixed = told["results"]["rtn:4.7:32"]
+    assert mixed["weight_bits"] <= mixed["bits_budget"] == 4.7
+    assert len({layer["bits"] for layer in mixed["layers"]}) > 1
+    assert all(layer["estimated_kl"] > 0 for layer in mixed["layers"])
+    assert "Bits by layer: rtn:4.7:32" in (place / "compared/quantization_report.html").read_text()
     assert told["frontier"][-1] == "w8a8"
     assert sorted(path.name for path in (place / "compared").iterdir()) == [
         "quantization_report.html",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Block
 from tokenmill.nn.packed import PackedLinear
 from tokenmill.ops.native import native
+from tokenmill.quant.codebook import codebook, fit_levels, nearest, plain_codebook
 from tokenmill.quant.gptq import gptq
 from tokenmill.quant.grid import Grid, round_to_nearest
+from tokenmill.quant.mixed import BITS, Unit, choose, measure
 from tokenmill.quant.rescale import best_clips, rescale, sources
 from tokenmill.quant.run import quantise
 from tokenmill.quant.save import check_folder, write_folder
@@ -166,6 +169,77 @@ def test_rescaling_changes_no_output(family: str, tmp_path: Path) -> None:
     assert (logits(model) - before).abs().max() < 2e-4 * before.abs().max()
 
 
+def test_levels_are_those_of_the_best_partition() -> None:
+    """k-means in one dimension against all partitions of a row, and weights that count numbers several times."""
+    row = torch.tensor([[-3.0, -2.8, -2.9, 0.1, 0.0, 4.0, 4.2, 9.0]])
+    importance = torch.tensor([1.0, 1, 2, 1, 3, 1, 1, 1])
+    found = fit_levels(row, importance, 2)
+    repeated = row[0].repeat_interleave(importance.long()).sort().values.tolist()
+
+    def cost(cuts: tuple[int, ...]) -> float:
+        parts = [repeated[a:b] for a, b in pairwise((0, *cuts, len(repeated)))]
+        return sum(sum((v - sum(p) / len(p)) ** 2 for v in p) for p in parts)
+
+    best = min(cost(cuts) for cuts in combinations(range(1, len(repeated)), 3))
+    nearest_OI = found.gather(1, nearest(row, found))
+    assert ((row - nearest_OI).square() * importance).sum().item() == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_levels_of_its_own_beat_even_steps(bits: int) -> None:
+    weight, x = torch.randn(16, 128, generator=torch.Generator().manual_seed(5)) * 0.1, correlated(128)
+    hessian = x.T @ x / len(x)
+
+    def error(codes: Codes) -> float:
+        off = codes.dense() - weight
+        return float(((off @ hessian) * off).sum())
+
+    found = codebook(weight, hessian, bits, torch.float16).codes
+    assert error(found) < 0.8 * error(gptq(weight, hessian, Grid(bits, 64)).codes)
+    assert error(found) < 0.8 * error(plain_codebook(weight, bits, torch.float16))
+    assert found.levels_OK is not None
+    assert bool((found.levels_OK.diff(dim=1) >= 0).all())
+
+
+def test_a_budget_is_kept_and_spent_where_it_counts() -> None:
+    """Beside all choices there are; a unit that nothing depends on gets least."""
+    generator = torch.Generator().manual_seed(1)
+    units = []
+    for n in range(4):
+        size, weight = 100 * (n + 1), 0.0 if n == 2 else float(torch.rand((), generator=generator)) + 0.1
+        costs = {bits: size * (bits + 0.5) for bits in BITS}
+        units.append(Unit((f"layers.{n}",), costs, {bits: weight * 4.0**-bits for bits in BITS}))
+    everything = [dict(zip(range(4), bits, strict=True)) for bits in product(BITS, repeat=4)]
+    for budget in (2.5, 3.2, 4.0, 5.5, 8.5):
+        bits = choose(units, 1000, budget)
+        cost = sum(unit.cost[bits[unit.layers[0]]] for unit in units)
+        loss = sum(unit.loss[bits[unit.layers[0]]] for unit in units)
+        fitting = [one for one in everything if sum(units[n].cost[b] for n, b in one.items()) <= 1000 * budget]
+        best = min(sum(units[n].loss[b] for n, b in one.items()) for one in fitting)
+        assert cost <= 1000 * budget
+        assert loss <= 1.5 * best + 1e-9
+        assert bits["layers.2"] == 2
+    with pytest.raises(UsageError, match="too small"):
+        choose(units, 1000, 2.4)
+
+
+def test_sensitivity_foretells_divergence(tmp_path: Path) -> None:
+    """The estimate from gradients beside the KL divergence that is measured with just this layer rounded."""
+    model = load_model(tiny.write(config("llama"), tmp_path), dtype="float32")
+    texts = documents(40, 64)
+    units = measure(model.decoder, texts, Grid(4, 32))
+    original = Original(model.decoder, [text[:64] for text in texts])
+    for unit in units[:2]:
+        kept = {name: model.decoder.get_parameter(f"{name}.weight").data.clone() for name in unit.layers}
+        for name, weight in kept.items():
+            rounded = round_to_nearest(weight, Grid(4, 32)).dense()
+            model.decoder.get_parameter(f"{name}.weight").data = rounded
+        found = original.compare(model.decoder).kl
+        for name, weight in kept.items():
+            model.decoder.get_parameter(f"{name}.weight").data = weight
+        assert 0.4 * found < unit.loss[4] < 2.5 * found
+
+
 def test_statistics_do_not_depend_on_batches() -> None:
     x = correlated(32)
     once, parts = (InputStatistics.empty(32, x.device) for _ in range(2))
@@ -201,6 +275,8 @@ CASES = [
     ("fp8", {"group_size": 0}, "llama"),
     ("llm-int8", {}, "llama"),
     ("nf4", {}, "llama"),
+    ("codebook", {"bits": 3}, "phi3"),
+    ("gptq", {"budget": 4.2, "group_size": 32}, "llama"),
 ]
 
 
@@ -323,6 +399,8 @@ def test_a_silent_expert_is_rounded_plainly_and_told(tmp_path: Path) -> None:
         ("awq", {"damping": 0.1}, "damping belongs to gptq"),
         ("w8a8", {"group_size": 64}, "no group size"),
         ("gptq", {"group_size": 48}, "group size 48"),
+        ("gptq", {"budget": 4.2, "layout": "gptq"}, "layout compressed-tensors"),
+        ("codebook", {"budget": 3.0}, "for rtn, gptq, awq"),
         ("fp8", {"group_size": 64}, "fp8 has a scale"),
     ],
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenmill.text.tokenizer import Tokenizer
 
 app = verb()
-COMPARED = "rtn:4,gptq:4,awq:4,gptq:4:32,awq:4:32,gptq:3:32,w8a8"
+COMPARED = "rtn:4,gptq:4,awq:4,gptq:4:32,awq:4:32,gptq:3:32,gptq:3.5,codebook:3,w8a8"
 CTX = 512
 
 EPILOG = """\b
@@ -38,9 +38,19 @@ Examples:
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes, with its report; a new or empty folder.")],
-    method: Annotated[str, typer.Option(metavar="NAME", help="rtn, gptq, awq, w8a8, llm-int8, fp8 or nf4.")] = "gptq",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="rtn, gptq, awq, codebook, w8a8, llm-int8, fp8 or nf4.")
+    ] = "gptq",
     bits: Annotated[
         int | None, typer.Option(help="Bits of a weight: 2, 3, 4 or 8. [default: 4 where there is a choice]")
+    ] = None,
+    bits_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BITS",
+            help="rtn, gptq, awq: bits a weight in the mean, scales included; each layer gets 2, 3, 4 or 8, at least "
+            "--bits, by what rounding it does to the model.",
+        ),
     ] = None,
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale: 32, 64, 128, …; -1: a row. [default: 128]")
@@ -53,7 +63,9 @@ def quantize(
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="compressed-tensors, gptq, awq or bitsandbytes. [default: by method]"),
+        typer.Option(
+            metavar="NAME", help="compressed-tensors, gptq, awq, bitsandbytes or squeezellm. [default: by method]"
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -70,10 +82,11 @@ def quantize(
     ] = "auto",
     damping: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="gptq: share of the mean added to the diagonal. [default: 0.01]"),
+        typer.Option(min=0.0, max=1.0, help="gptq, codebook: share of the mean added to the diagonal. [default: 0.01]"),
     ] = None,
     act_order: Annotated[
-        bool | None, typer.Option("--act-order/--no-act-order", help="gptq: columns by importance. [default: yes]")
+        bool | None,
+        typer.Option("--act-order/--no-act-order", help="gptq, codebook: columns by importance. [default: yes]"),
     ] = None,
     clip: Annotated[
         bool | None, typer.Option("--clip/--no-clip", help="awq: search where to clip each group. [default: yes]")
@@ -85,7 +98,8 @@ def quantize(
         str | None,
         typer.Option(
             metavar="LIST",
-            help=f"Try several, METHOD[:BITS[:GROUP]] each, or 'all' ({COMPARED}); only reports are written.",
+            help="Try several, METHOD[:BITS[:GROUP]] each (3.5 bits: a budget), or 'all' "
+            f"({COMPARED}); only reports are written.",
         ),
     ] = None,
     as_json: Json = False,
@@ -94,7 +108,7 @@ def quantize(
     from tokenmill.formats.aside import refuse_taken
     from tokenmill.quant.settings import settings
 
-    choices = {"damping": damping, "act_order": act_order, "clip": clip, "smooth": smooth}
+    choices = {"budget": bits_budget, "damping": damping, "act_order": act_order, "clip": clip, "smooth": smooth}
     given = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "layout": layout, **choices}
     if compare is not None and any(value is not None for value in given.values()):
         raise UsageError("--compare names methods, bits and groups itself; leave the other choices out")
@@ -115,13 +129,14 @@ def _compared(words: str) -> dict[str, Settings]:
     found = {}
     for word in (COMPARED if words == "all" else words).split(","):
         name, _, numbers = word.strip().partition(":")
+        bits, _, group = numbers.partition(":")
         try:
-            sizes = [int(number) for number in numbers.split(":")] if numbers else []
+            sizes: dict[str, Any] = {"group_size": int(group)} if group else {}
+            if bits:
+                sizes |= {"budget": float(bits)} if "." in bits else {"bits": int(bits)}
         except ValueError:
-            sizes = [0, 0, 0]
-        if len(sizes) > 2:
-            raise UsageError(f"--compare {word!r}: METHOD, METHOD:BITS or METHOD:BITS:GROUP")
-        found[word.strip()] = settings(name, **dict(zip(("bits", "group_size"), sizes, strict=False)))  # type: ignore[arg-type]
+            raise UsageError(f"--compare {word!r}: METHOD, METHOD:BITS or METHOD:BITS:GROUP") from None
+        found[word.strip()] = settings(name, **sizes)
     return found
 
 

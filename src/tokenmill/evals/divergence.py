@@ -21,6 +21,7 @@ from tokenmill.evals.perplexity import LOGIT_ROWS
 from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Decoder
 
+TOKENS_AT_ONCE = 2048
 Progress = Callable[[int, int], None]
 
 
@@ -54,38 +55,53 @@ class Original:
         self.windows = [window for window in windows if len(window) >= 4]
         if not self.windows:
             raise UsageError("there is no text to measure on: at least 4 tokens are needed")
-        self._hidden = []
-        for number, window_T in enumerate(self.windows):
-            self._hidden.append(_scored(model, window_T).cpu())
+        self._hidden: list[Tensor] = []
+        for some in _together(self.windows):
+            self._hidden += [hidden_SC.cpu() for hidden_SC in _scored(model, some)]
             if progress is not None:
-                progress(number + 1, len(self.windows))
+                progress(len(self._hidden), len(self.windows))
 
     @torch.inference_mode()
     def compare(self, model: Decoder, progress: Progress | None = None) -> Divergence:
         """A changed model, with the same output matrix, beside the original."""
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for number, (window_T, before_SC) in enumerate(zip(self.windows, self._hidden, strict=True)):
-            after_SC = _scored(model, window_T)
-            next_S = window_T[len(window_T) // 2 + 1 :].to(model.device)
-            rows = zip(*(t.split(LOGIT_ROWS) for t in (before_SC.to(model.device), after_SC, next_S)), strict=True)
-            parts += [_measures(model, *row) for row in rows]
+        before, done = iter(self._hidden), 0
+        for some in _together(self.windows):
+            for window_T, after_SC in zip(some, _scored(model, some), strict=True):
+                next_S = window_T[len(window_T) // 2 + 1 :].to(model.device)
+                three = (next(before).to(model.device), after_SC, next_S)
+                rows = zip(*(t.split(LOGIT_ROWS) for t in three), strict=True)
+                parts += [_measures(model, *row) for row in rows]
+            done += len(some)
             if progress is not None:
-                progress(number + 1, len(self.windows))
-        kl, same, before, after = (torch.cat(column) for column in zip(*parts, strict=True))
+                progress(done, len(self.windows))
+        kl, same, theirs, ours = (torch.cat(column) for column in zip(*parts, strict=True))
         return Divergence(
             kl=kl.mean().item(),
             kl_stderr=kl.std().item() / math.sqrt(len(kl)),
             agreement=same.mean().item(),
-            ppl=math.exp(min(after.mean().item(), 700.0)),
-            original_ppl=math.exp(min(before.mean().item(), 700.0)),
+            ppl=math.exp(min(ours.mean().item(), 700.0)),
+            original_ppl=math.exp(min(theirs.mean().item(), 700.0)),
             tokens=len(kl),
         )
 
 
-def _scored(model: Decoder, window_T: Tensor) -> Tensor:
-    """The hidden states of the second half's positions, [S, C]."""
-    hidden_TC = model.hidden(window_T.to(model.device), Packed([len(window_T)], model.device))
-    return hidden_TC[len(window_T) // 2 : -1]
+def _together(windows: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Windows that go through a model at once: a quantised one unpacks its weights for every pass."""
+    found: list[list[Tensor]] = []
+    for window_T in windows:
+        if not found or sum(map(len, found[-1])) + len(window_T) > TOKENS_AT_ONCE:
+            found.append([])
+        found[-1].append(window_T)
+    return found
+
+
+def _scored(model: Decoder, windows: Sequence[Tensor]) -> list[Tensor]:
+    """The hidden states of the second half's positions of each window, [S, C]."""
+    lengths = [len(window_T) for window_T in windows]
+    hidden_TC = model.hidden(torch.cat(list(windows)).to(model.device), Packed(lengths, model.device))
+    each = hidden_TC.split(lengths)
+    return [one_TC[length // 2 : -1] for one_TC, length in zip(each, lengths, strict=True)]
 
 
 def _measures(

@@ -17,6 +17,7 @@ from tokenmill.core.paths import atomic_write
 from tokenmill.evals.divergence import Divergence, Original
 from tokenmill.formats.aside import move_into_place
 from tokenmill.models.load import Model
+from tokenmill.quant.layers import LayerRecord
 from tokenmill.quant.run import Quantised, quantise, refuse_unfit
 from tokenmill.quant.save import check_folder, write_folder
 from tokenmill.quant.settings import Settings
@@ -64,6 +65,7 @@ class Result:
         return {
             "method": self.settings.method,
             "bits": self.settings.bits,
+            "bits_budget": self.settings.budget,
             "group_size": self.settings.group_size,
             "symmetric": self.settings.symmetric,
             "layout": self.settings.layout,
@@ -103,10 +105,18 @@ def run_job(job: Job, model: Model, work: Path, progress: Progress | None = None
         bias.numel() for name, bias in model.decoder.named_buffers() if name.endswith(".bias")
     )
     nbytes = int(bits / 8 + plain * job.dtype.itemsize)
-    records = [record.asdict() for record in quantised.records]
+    records = [_layer(record, quantised) for record in quantised.records]
     return quantised, Result(
         job.settings, seconds, bits / weights, nbytes, records, divergence, resumed=quantised.resumed
     )
+
+
+def _layer(record: LayerRecord, quantised: Quantised) -> dict[str, Any]:
+    """A record for JSON, with what the layer was thought to lose where bits went by that."""
+    if not quantised.losses:
+        return record.asdict()
+    name = record.name if record.name in quantised.losses else record.name.rpartition(".")[0]
+    return record.asdict() | {"estimated_kl": quantised.losses[name]}
 
 
 def _count(record: str, quantised: Quantised) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenmill.core.html import Series, line_chart, render_page
 from tokenmill.evals.quantisation import Result
+from tokenmill.quant.settings import Settings
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -39,11 +40,11 @@ def result_page(source: str, result: Result, original_bytes: int, command: str) 
     plain = sum("plainly" in layer["note"] for layer in noted)
     return _page(
         f"{source} by {settings.method}",
-        f"{settings.bits} bits, {_groups(settings.group_size)}, {'symmetric' if settings.symmetric else 'with zeros'}, "
+        f"{_bits(settings)}, {_groups(settings.group_size)}, {'symmetric' if settings.symmetric else 'with zeros'}, "
         f"layout {settings.layout}; the original takes {original_bytes / MEGA:.1f} MB",
         [f"{plain} layers were rounded plainly"] if plain and settings.calibrated else [],
         tiles,
-        [error_chart(result)],
+        [*bits_charts(result), error_chart(result)],
         [
             (
                 "Layers",
@@ -81,7 +82,10 @@ def comparison_page(source: str, results: Sequence[tuple[str, Result]], original
         + (f" and has a perplexity of {original:.3f}" if original is not None else ""),
         [],
         [],
-        [frontier_chart(measured, best), *(error_chart(result, name) for name, result in results)],
+        [
+            frontier_chart(measured, best),
+            *(chart for name, result in results for chart in (*bits_charts(result, name), error_chart(result, name))),
+        ],
         [
             (
                 "Size against loss",
@@ -116,16 +120,28 @@ def frontier_chart(measured: Sequence[tuple[str, Result]], best: Sequence[str]) 
     return line_chart("KL divergence by size", [*dots, line], x_label="MB", log=True)
 
 
+def bits_charts(result: Result, name: str = "") -> list[Markup]:
+    """The bits that every kind of layer was given over the depth of the model, where they are not all alike."""
+    if result.settings.budget is None:
+        return []
+    series = _by_kind(result, "bits")
+    return [line_chart(f"Bits by layer{': ' + name if name else ''}", series, x_label="layer")]
+
+
 def error_chart(result: Result, name: str = "") -> Markup:
     """The error of every kind of layer over the depth of the model."""
+    series = _by_kind(result, "error")
+    return line_chart(f"Error by layer{': ' + name if name else ''}", series, x_label="layer", log=True)
+
+
+def _by_kind(result: Result, figure: str) -> list[Series]:
     kinds: dict[str, list[tuple[float, float]]] = {}
     for layer in result.layers:
         found = re.match(r"layers\.(\d+)\.(.*)$", layer["name"])
         assert found is not None, layer["name"]
         if not found[2].rpartition(".")[2].isdigit():  # experts are too many for a chart
-            kinds.setdefault(found[2], []).append((float(found[1]), layer["error"]))
-    series = [Series(kind, points) for kind, points in kinds.items()]
-    return line_chart(f"Error by layer{': ' + name if name else ''}", series, x_label="layer", log=True)
+            kinds.setdefault(found[2], []).append((float(found[1]), layer[figure]))
+    return [Series(kind, points) for kind, points in kinds.items()]
 
 
 def _layer_row(layer: dict[str, Any]) -> tuple[str, ...]:
@@ -133,6 +149,10 @@ def _layer_row(layer: dict[str, Any]) -> tuple[str, ...]:
     group = "row" if layer["group_size"] == -1 else str(layer["group_size"])
     hook, tokens = str(layer["heard"]), f"{layer['tokens']:,}"
     return layer["name"], f"{layer['bits']:.3f}", group, f"{layer['error']:.3g}", hook, tokens, damping, layer["note"]
+
+
+def _bits(settings: Settings) -> str:
+    return f"{settings.bits} bits" if settings.budget is None else f"a budget of {settings.budget:g} bits a weight"
 
 
 def _groups(size: int) -> str:

@@ -51,8 +51,10 @@ class Codes:
 
     @property
     def weight_bits(self) -> float:
-        """Bits a weight, scales and zeros included."""
+        """Bits a weight, scales and zeros included; levels of each row's own instead of scales."""
         rows, columns = self.shape
+        if self.levels_OK is not None and len(self.levels_OK) > 1:
+            return self.bits + self.levels_OK.numel() * self.levels_OK.element_size() * 8 / (rows * columns)
         scales = self.scales_OG.numel() * self.scales_OG.element_size() * 8
         zeros = 0 if self.zeros_OG is None else self.zeros_OG.numel() * self.bits
         return self.bits + (scales + zeros) / (rows * columns)
@@ -106,14 +108,16 @@ def stacked(parts: Sequence[Codes]) -> Codes:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if first.levels_OK is not None:
-        raise ValueError("matrices of levels cannot be put into one")
+    levels = [p.levels_OK for p in parts if p.levels_OK is not None and len(p.levels_OK) == p.shape[0]]
+    if any(p.levels_OK is not None for p in parts) and len(levels) < len(parts):
+        raise ValueError("matrices that share levels cannot be put into one")
     like = (first.bits, first.scales_OG.shape[1], first.zeros_OG is None, first.codes_OI.dtype)
     if any((p.bits, p.scales_OG.shape[1], p.zeros_OG is None, p.codes_OI.dtype) != like for p in parts):
         raise ValueError("matrices that a file keeps as one are quantised in different ways")
     scales = [p.scales_OG.expand(p.shape[0], -1) for p in parts]
     zeros = None if first.zeros_OG is None else torch.cat([p.zeros_OG for p in parts if p.zeros_OG is not None])
-    return Codes(torch.cat([p.codes_OI for p in parts]), torch.cat(scales), zeros, first.bits, first.groups_I)
+    codes_OI, levels_OK = torch.cat([p.codes_OI for p in parts]), torch.cat(levels) if levels else None
+    return Codes(codes_OI, torch.cat(scales), zeros, first.bits, first.groups_I, levels_OK)
 
 
 def pack_words(values_RN: Tensor, bits: int) -> Tensor:

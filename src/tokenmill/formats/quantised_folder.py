@@ -20,11 +20,12 @@ from tokenmill.formats.codes import Codes
 from tokenmill.formats.compressed_tensors import CompressedTensors
 from tokenmill.formats.gptq import GPTQ
 from tokenmill.formats.hf_folder import HFFolder
+from tokenmill.formats.squeezellm import SqueezeLLM
 from tokenmill.formats.tensors import TensorInfo
 
 
 class Layout(Protocol):
-    """How a folder keeps quantised layers: GPTQ, AWQ, compressed-tensors, bitsandbytes."""
+    """How a folder keeps quantised layers: GPTQ, AWQ, compressed-tensors, bitsandbytes, SqueezeLLM."""
 
     @property
     def name(self) -> str:
@@ -58,8 +59,8 @@ class Layout(Protocol):
         ...
 
 
-LAYOUTS: Mapping[str, type[GPTQ] | type[AWQ] | type[CompressedTensors] | type[BitsAndBytes]] = {
-    kind.name: kind for kind in (GPTQ, AWQ, CompressedTensors, BitsAndBytes)
+LAYOUTS: Mapping[str, type[GPTQ | AWQ | CompressedTensors | BitsAndBytes | SqueezeLLM]] = {
+    kind.name: kind for kind in (GPTQ, AWQ, CompressedTensors, BitsAndBytes, SqueezeLLM)
 }
 
 

@@ -9,6 +9,7 @@ Axes: O out · I in. Columns are worked on transposed, [I, O], so that each lies
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from tokenmill.formats.codes import Codes
 from tokenmill.quant.grid import Grid, encode, fit_scales, round_to_nearest
 
 log = get_logger(__name__)
+Rounding = Callable[[int, Tensor], Tensor]
 BLOCK = 128
 """Columns whose later neighbours are corrected at once: a block's error reaches the rest as one product."""
 MOST_DAMPING = 1.0
@@ -44,30 +46,33 @@ def gptq(
     Hessian can be inverted; where even 1.0 does not help (or it is not finite) all of the matrix is rounded plainly.
     """
     columns = weight_OI.shape[1]
-    hessian_II = hessian_II.clone()
-    dead_I = hessian_II.diagonal() == 0
-    hessian_II.diagonal()[dead_I] = 1
-    order_I = torch.arange(columns, device=weight_OI.device)
-    if act_order:
-        order_I = torch.argsort(hessian_II.diagonal().masked_fill(dead_I, 0), descending=True, stable=True)
-        hessian_II = hessian_II[order_I][:, order_I]
-    factor_II, used = inverse_factor(hessian_II, damping)
+    order_I, factor_II, used = factored(hessian_II, damping, act_order=act_order)
     if factor_II is None:
-        problem = "its Hessian cannot be inverted" if torch.isfinite(hessian_II).all() else "its inputs are not finite"
-        log.warning("a layer is rounded plainly: %s", problem)
+        problem = why_not(hessian_II)
         return Rounded(round_to_nearest(weight_OI, grid), float("nan"), problem)
     scales = fit_scales(weight_OI, grid)
     scale_OI, zero_OI = (part.expand(len(part), columns) for part in scales.columns(columns))
-    moved_IO = _round_columns(
-        weight_OI.float().t()[order_I].contiguous(),
-        scale_OI.t()[order_I].contiguous(),
-        zero_OI.t()[order_I].contiguous(),
-        factor_II,
-        grid,
-    )
-    rounded_OI = torch.empty_like(weight_OI, dtype=torch.float32)
-    rounded_OI[:, order_I] = moved_IO.t()
-    return Rounded(encode(rounded_OI, scales, grid), used)
+    rounding = _to_grid(scale_OI.t()[order_I].contiguous(), zero_OI.t()[order_I].contiguous(), grid)
+    return Rounded(encode(in_turn(weight_OI, order_I, factor_II, rounding), scales, grid), used)
+
+
+def factored(hessian_II: Tensor, damping: float, *, act_order: bool) -> tuple[Tensor, Tensor | None, float]:
+    """The order in which columns are taken, :func:`inverse_factor` in that order, and the damping that it took."""
+    hessian_II = hessian_II.clone()
+    dead_I = hessian_II.diagonal() == 0
+    hessian_II.diagonal()[dead_I] = 1
+    order_I = torch.arange(len(hessian_II), device=hessian_II.device)
+    if act_order:
+        order_I = torch.argsort(hessian_II.diagonal().masked_fill(dead_I, 0), descending=True, stable=True)
+        hessian_II = hessian_II[order_I][:, order_I]
+    return order_I, *inverse_factor(hessian_II, damping)
+
+
+def why_not(hessian_II: Tensor) -> str:
+    """Why a Hessian has no factor; told in the log, too."""
+    problem = "its Hessian cannot be inverted" if torch.isfinite(hessian_II).all() else "its inputs are not finite"
+    log.warning("a layer is rounded plainly: %s", problem)
+    return problem
 
 
 def inverse_factor(hessian_II: Tensor, damping: float) -> tuple[Tensor | None, float]:
@@ -88,26 +93,38 @@ def inverse_factor(hessian_II: Tensor, damping: float) -> tuple[Tensor | None, f
         damping = min(MOST_DAMPING, max(damping, 0.001) * 10)
 
 
-def _round_columns(weight_IO: Tensor, scale_IO: Tensor, zero_IO: Tensor, factor_II: Tensor, grid: Grid) -> Tensor:
-    """The rounded columns, [I, O]; ``weight_IO`` is used up."""
-    columns = len(weight_IO)
-    low, high = _code_range(zero_IO, grid)
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
+def in_turn(weight_OI: Tensor, order_I: Tensor, factor_II: Tensor, rounding: Rounding) -> Tensor:
+    """The rounded columns in their own order, float32 [O, I]: each one's error is made up for by those behind it.
+
+    ``order_I`` and ``factor_II`` are those of :func:`factored`; ``rounding`` is given a place in the order and a column
+    [O], which it may use up.
+    """
+    weight_IO = weight_OI.float().t()[order_I].contiguous()
+    for start in range(0, len(weight_IO), BLOCK):
+        end = min(start + BLOCK, len(weight_IO))
         errors_BO = torch.empty_like(weight_IO[start:end])
         for i in range(start, end):
-            column_O, scale_O = weight_IO[i], scale_IO[i]
-            steps_O = torch.div(column_O, scale_O).round_()
-            rounded_O = (
-                steps_O.clamp_(low[i], high[i]).mul_(scale_O)
-                if low.ndim > 1
-                else steps_O.clamp_(low, high).mul_(scale_O)
-            )
+            column_O = weight_IO[i]
+            rounded_O = rounding(i, column_O)
             error_O = torch.sub(column_O, rounded_O, out=errors_BO[i - start]).div_(factor_II[i, i])
             weight_IO[i + 1 : end].addr_(factor_II[i, i + 1 : end], error_O, alpha=-1)
             weight_IO[i] = rounded_O
         weight_IO[end:].addmm_(factor_II[start:end, end:].t(), errors_BO, alpha=-1)
-    return weight_IO
+    rounded_OI = torch.empty_like(weight_OI, dtype=torch.float32)
+    rounded_OI[:, order_I] = weight_IO.t()
+    return rounded_OI
+
+
+def _to_grid(scale_IO: Tensor, zero_IO: Tensor, grid: Grid) -> Rounding:
+    """Rounding to even steps; scales and zeros are in the order of columns."""
+    low, high = _code_range(zero_IO, grid)
+    each = low.ndim > 1
+
+    def to_grid(i: int, column_O: Tensor) -> Tensor:
+        steps_O = torch.div(column_O, scale_IO[i]).round_()
+        return steps_O.clamp_(low[i] if each else low, high[i] if each else high).mul_(scale_IO[i])
+
+    return to_grid
 
 
 def _code_range(zero_IO: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

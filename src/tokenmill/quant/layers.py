@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replaced
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from tokenmill.nn.decoder import Block
 from tokenmill.nn.linear import Linear
 from tokenmill.nn.moe import StackedLinear
 from tokenmill.nn.quantised import QuantisedLinear, QuantisedStacked
-from tokenmill.quant.gptq import gptq
+from tokenmill.quant.codebook import codebook, plain_codebook
+from tokenmill.quant.gptq import Rounded, gptq
 from tokenmill.quant.grid import Grid, encode, fit_scales, round_to_nearest
 from tokenmill.quant.rescale import awq_factors, best_clips, rescale, smooth_factors, sources, weight_of
 from tokenmill.quant.settings import Settings
@@ -73,13 +75,25 @@ def layers_of(block: Block) -> dict[str, Linear | StackedLinear]:
 
 @torch.no_grad()
 def quantise_block(
-    block: Block, index: int, settings: Settings, dtype: torch.dtype, heard: LayerStatistics
+    block: Block,
+    index: int,
+    settings: Settings,
+    dtype: torch.dtype,
+    heard: LayerStatistics,
+    bits: Mapping[str, int] | None = None,
 ) -> QuantisedBlock:
-    """Quantise a block's layers; the block itself is rescaled (AWQ, SmoothQuant) but keeps its plain layers."""
+    """Quantise a block's layers; the block itself is rescaled (AWQ, SmoothQuant) but keeps its plain layers.
+
+    ``bits``: of each layer by its name in the model, where they are not all alike.
+    """
     result = QuantisedBlock()
-    grid, inputs = settings.grid(dtype), dict(heard.by_name)
+    plain, inputs = settings.grid(dtype), dict(heard.by_name)
+    grids = {
+        name: plain if bits is None else replaced(plain, bits=bits[f"layers.{index}.{name}"])
+        for name in layers_of(block)
+    }
     before = dict(block.named_parameters())
-    notes = _rescale(block, settings, grid, inputs)
+    notes = _rescale(block, settings, grids, inputs)
     names = {id(layer) for layer in layers_of(block).values()}
     for name, parameter in block.named_parameters():
         owner = block.get_submodule(name.rpartition(".")[0])
@@ -90,7 +104,7 @@ def quantise_block(
         keys = [name] if isinstance(layer, Linear) else [f"{name}.{n}" for n in range(len(weights))]
         stored: list[Stored] = []
         for key, weight_OI in zip(keys, weights, strict=True):
-            codes, damping, note = _quantise(weight_OI.float(), name, settings, grid, inputs.get(key))
+            codes, damping, note = _quantise(weight_OI.float(), name, settings, grids[name], inputs.get(key))
             stored.append(codes)
             note = note or notes.get(name, "")
             result.records.append(_record(f"layers.{index}.{key}", key, weight_OI, codes, heard, inputs, damping, note))
@@ -98,7 +112,9 @@ def quantise_block(
     return result
 
 
-def _rescale(block: Block, settings: Settings, grid: Grid, inputs: dict[str, InputStatistics]) -> dict[str, str]:
+def _rescale(
+    block: Block, settings: Settings, grids: Mapping[str, Grid], inputs: dict[str, InputStatistics]
+) -> dict[str, str]:
     """Rescale a block for AWQ or SmoothQuant, its statistics too; returns what to note of each layer."""
     notes: dict[str, str] = {}
     if settings.method != "awq" and not settings.smooth:
@@ -111,7 +127,7 @@ def _rescale(block: Block, settings: Settings, grid: Grid, inputs: dict[str, Inp
         if settings.smooth:
             factor_I = smooth_factors(weights, settings.smooth, heard)
         else:
-            factor_I, exponent = awq_factors(weights, grid.fitted(weights[0].shape[1]), heard)
+            factor_I, exponent = awq_factors(weights, grids[source.fed[0]].fitted(weights[0].shape[1]), heard)
             notes |= {name: f"scaled by inputs ^ {exponent:.2f}" for name in source.fed if exponent >= 0}
         rescale(block, source, factor_I)
         scaled = heard.scaled(1 / factor_I)
@@ -126,11 +142,11 @@ def _quantise(
     if settings.method == "nf4":
         return nf4.quantize(weight_OI.to(grid.scale_dtype)), None, ""
     grid = grid.fitted(weight_OI.shape[1])
-    if settings.method in ("gptq", "awq") and (inputs is None or inputs.tokens < LEAST_TOKENS):
+    if settings.method in ("gptq", "awq", "codebook") and (inputs is None or inputs.tokens < LEAST_TOKENS):
         tokens = 0 if inputs is None else inputs.tokens
-        return round_to_nearest(weight_OI, grid), None, f"rounded plainly: {tokens} calibration tokens reached it"
-    if settings.method == "gptq" and inputs is not None:
-        rounded = gptq(weight_OI, inputs.hessian(), grid, damping=settings.damping, act_order=settings.act_order)
+        return _plainly(weight_OI, settings, grid), None, f"rounded plainly: {tokens} calibration tokens reached it"
+    if settings.method in ("gptq", "codebook") and inputs is not None:
+        rounded = _in_turn(weight_OI, settings, grid, inputs.hessian())
         note = f"rounded plainly: {rounded.problem}" if rounded.problem else ""
         if not note and rounded.damping > settings.damping:
             note = f"damping raised to {rounded.damping:g}"
@@ -141,6 +157,20 @@ def _quantise(
     if settings.method == "llm-int8":
         return _row_maxima(weight_OI, grid), None, ""
     return encode(weight_OI, fit_scales(weight_OI, grid, clip_OG), grid), None, ""
+
+
+def _plainly(weight_OI: Tensor, settings: Settings, grid: Grid) -> Codes:
+    if settings.method == "codebook":
+        return plain_codebook(weight_OI, grid.bits, grid.scale_dtype)
+    return round_to_nearest(weight_OI, grid)
+
+
+def _in_turn(weight_OI: Tensor, settings: Settings, grid: Grid, hessian_II: Tensor) -> Rounded:
+    """Column after column, each one's error made up for by the next ones."""
+    how: dict[str, Any] = {"damping": settings.damping, "act_order": settings.act_order}
+    if settings.method == "codebook":
+        return codebook(weight_OI, hessian_II, grid.bits, grid.scale_dtype, **how)
+    return gptq(weight_OI, hessian_II, grid, **how)
 
 
 def _row_maxima(weight_OI: Tensor, grid: Grid) -> Codes:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from tokenmill.models.walk import LayerStep, walk
 from tokenmill.nn.decoder import Block, Decoder
 from tokenmill.nn.moe import MoE
 from tokenmill.quant.layers import LayerRecord, Stored, install, layers_of, quantise_block
+from tokenmill.quant.mixed import chosen_bits
 from tokenmill.quant.settings import Settings
 from tokenmill.quant.state import load_block, save_block
 from tokenmill.quant.statistics import LayerStatistics
@@ -46,6 +47,8 @@ class Quantised:
     records: list[LayerRecord]
     resumed: int = 0
     """Layers that an earlier run had done."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Where layers have bits of their own: nats a token that each one's unit is thought to lose by its number."""
 
 
 def quantise(
@@ -75,7 +78,13 @@ def quantise(
     if settings.calibrated:
         check_enough(decoder, documents)
     done = _begin(work, settings, documents, source, dtype)
-    result = Quantised(model, settings, {}, [], len(done))
+    bits: dict[str, int] | None = None
+    losses: dict[str, float] = {}
+    if settings.budget is not None:
+        bits, losses = chosen_bits(
+            decoder, documents, settings.grid(dtype), settings.budget, settings.bits, work / "bits.json"
+        )
+    result = Quantised(model, settings, {}, [], len(done), losses)
     blocks = walk(decoder, documents) if settings.calibrated else _bare(decoder)
     for index, step in enumerate(blocks):
         block = decoder.layers[index]
@@ -84,7 +93,7 @@ def quantise(
         if index in done:
             quantised = load_block(path)
         else:
-            quantised = quantise_block(block, index, settings, dtype, _statistics(step))
+            quantised = quantise_block(block, index, settings, dtype, _statistics(step), bits)
             save_block(path, quantised)
         install(block, quantised, settings.inputs)
         result.codes |= {f"layers.{index}.{name}": codes for name, codes in quantised.codes.items()}

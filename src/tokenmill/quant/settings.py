@@ -15,6 +15,7 @@ from tokenmill.formats.bitsandbytes import BitsAndBytes
 from tokenmill.formats.compressed_tensors import CompressedTensors, Weights
 from tokenmill.formats.gptq import GPTQ
 from tokenmill.formats.quantised_folder import Layout
+from tokenmill.formats.squeezellm import SqueezeLLM
 from tokenmill.quant.grid import Grid
 
 T = TypeVar("T")
@@ -52,6 +53,14 @@ METHODS: Mapping[str, Method] = {
         symmetric=False,
         calibrated=True,
     ),
+    "codebook": Method(
+        "levels of each row's own where its numbers lie, columns rounded as by gptq",
+        (4, 3, 2),
+        ("squeezellm",),
+        None,
+        None,
+        calibrated=True,
+    ),
     "w8a8": Method("8-bit weights and inputs", (8,), ("compressed-tensors",), None, None, inputs="int8"),
     "llm-int8": Method(
         "8-bit weights and inputs, columns of outliers apart",
@@ -66,6 +75,10 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+MIXED = ("rtn", "gptq", "awq")
+"""Methods that can give layers bits of their own."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One quantisation. Made by :func:`settings`, which checks it."""
@@ -77,13 +90,15 @@ class Settings:
     symmetric: bool
     layout: str
     damping: float = 0.01
-    """GPTQ: share of the mean of the Hessian's diagonal that is added to it."""
+    """GPTQ, codebook: share of the mean of the Hessian's diagonal that is added to it."""
     act_order: bool = True
-    """GPTQ: columns by importance."""
+    """GPTQ, codebook: columns by importance."""
     clip: bool = True
     """AWQ: search how much of each group's largest numbers the scales should reach."""
     smooth: float = 0.0
     """W8A8: SmoothQuant's strength; 0 is none."""
+    budget: float | None = None
+    """Bits a weight in the mean, scales included; each layer gets its own (``quant/mixed.py``), at least ``bits``."""
 
     @property
     def inputs(self) -> str | None:
@@ -93,13 +108,13 @@ class Settings:
     @property
     def calibrated(self) -> bool:
         """Whether calibration data is needed."""
-        return METHODS[self.method].calibrated or self.smooth > 0
+        return METHODS[self.method].calibrated or self.smooth > 0 or self.budget is not None
 
     def grid(self, dtype: torch.dtype) -> Grid:
         """How weights are rounded in a file whose other tensors have this dtype."""
         if self.method == "llm-int8":
             return Grid(8, -1, True, scale_dtype=torch.float32)
-        kept = torch.float16 if self.layout in ("gptq", "awq") else dtype
+        kept = torch.float16 if self.layout in ("gptq", "awq", "squeezellm") else dtype
         return Grid(self.bits, self.group_size, self.symmetric, "fp8" if self.method == "fp8" else "int", kept)
 
 
@@ -114,20 +129,23 @@ def settings(
     act_order: bool | None = None,
     clip: bool | None = None,
     smooth: float | None = None,
+    budget: float | None = None,
 ) -> Settings:
     """Settings of a method, its defaults where None is given. UsageError for what it cannot be, or has no use for."""
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not known{did_you_mean(method, METHODS)}; {', '.join(METHODS)} are")
     about = METHODS[method]
     layout = _one_of("layout", layout, about.layouts, method)
-    bits = _one_of("bits", bits, about.bits, method)
+    if budget is not None and (method not in MIXED or layout != "compressed-tensors"):
+        raise UsageError(f"a budget of bits is for {', '.join(MIXED)} in the layout compressed-tensors")
+    bits = _one_of("bits", min(about.bits) if budget is not None and bits is None else bits, about.bits, method)
     if about.group_size is None and group_size is not None:
         raise UsageError(f"{method} has no group size")
     if about.symmetric is None and symmetric is not None:
         raise UsageError(f"{method} has no choice of zeros")
     for name, given, belongs in (
-        ("damping", damping, ("gptq",)),
-        ("act_order", act_order, ("gptq",)),
+        ("damping", damping, ("gptq", "codebook")),
+        ("act_order", act_order, ("gptq", "codebook")),
         ("clip", clip, ("awq",)),
         ("smooth", smooth, ("w8a8",)),
     ):
@@ -153,6 +171,7 @@ def settings(
         act_order=Settings.act_order if act_order is None else act_order,
         clip=Settings.clip if clip is None else clip,
         smooth=Settings.smooth if smooth is None else smooth,
+        budget=budget,
     )
 
 
@@ -172,6 +191,8 @@ def layout_for(settings: Settings, grids: Mapping[str, Grid]) -> Layout:
     sizes = {grid.group_size for grid in grids.values()}
     if settings.layout == "bitsandbytes":
         return BitsAndBytes(settings.bits)
+    if settings.layout == "squeezellm":
+        return SqueezeLLM(settings.bits)
     if settings.layout in ("gptq", "awq"):
         if len(sizes) > 1:
             raise UsageError(
