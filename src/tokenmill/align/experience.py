@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenmill.align.rollouts import own_tokens
 from tokenmill.data.batch import NO_LABEL
 from tokenmill.data.rollout_batch import RolloutBatch
 
@@ -21,7 +22,7 @@ ALWAYS, SOMETIMES = ("sampler", "advantages"), ("old", "reference", "values", "r
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion and what is known of it. Lists have a number for each of ``ids``."""
+    """One completion and what is known of it. Lists of numbers have one for each token that the model drew."""
 
     prompt: int
     """The prompt's place in the data."""
@@ -41,6 +42,18 @@ class Completion:
     returns: list[float] | None = None
     learned: bool = True
     """False where it is only carried along (cut off, with ``policy.mask_truncated``)."""
+    given: Sequence[Sequence[int]] = ()
+    """Stretches of ``ids``, from and up to, that tools and template wrote: context, and no more."""
+
+    @property
+    def own(self) -> list[bool]:
+        """Which of ``ids`` the model drew."""
+        return own_tokens(len(self.ids), self.given)
+
+    @property
+    def count(self) -> int:
+        """How many tokens the model drew."""
+        return len(self.ids) - sum(end - start for start, end in self.given)
 
 
 @dataclass(frozen=True)
@@ -74,17 +87,19 @@ def batch_of(
     for one, prompt in zip(completions, prompts, strict=True):
         before = len(prompt) - 1
         tokens += [*prompt, *one.ids[:-1]]
-        labels += [NO_LABEL] * before + (one.ids if one.learned else [NO_LABEL] * len(one.ids))
+        own = one.own
+        labels += [NO_LABEL] * before
+        labels += [token if mine and one.learned else NO_LABEL for token, mine in zip(one.ids, own, strict=True)]
         lengths.append(before + len(one.ids))
         for name, row in rows.items():
-            values = getattr(one, name) or [0.0] * len(one.ids)
-            row += [0.0] * before + values
+            values = iter(getattr(one, name) or [0.0] * one.count)
+            row += [0.0] * before + [next(values) if mine else 0.0 for mine in own]
 
     def tensor(name: str) -> Tensor:
         return torch.tensor(rows[name], dtype=torch.float32)
 
-    given = [name for name in SOMETIMES if completions and getattr(completions[0], name) is not None]
-
+    known = [name for name in SOMETIMES if completions and getattr(completions[0], name) is not None]
+    others: dict[str, Any] = {f"{name}_T": tensor(name) for name in known}
     return RolloutBatch(
         tokens_T=torch.tensor(tokens),
         labels_T=torch.tensor(labels),
@@ -94,10 +109,10 @@ def batch_of(
         advantages_T=tensor("advantages"),
         per_token=per_token,
         measured=measured or {},
-        **{f"{name}_T": tensor(name) for name in given},
+        **others,
     )
 
 
 def with_advantages(completions: Sequence[Completion], advantages: Sequence[float]) -> list[Completion]:
     """Every token of a completion gets the completion's."""
-    return [replace(one, advantages=[value] * len(one.ids)) for one, value in zip(completions, advantages, strict=True)]
+    return [replace(one, advantages=[value] * one.count) for one, value in zip(completions, advantages, strict=True)]

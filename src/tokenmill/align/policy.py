@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from tokenmill.align.advantages import group_advantages, leave_one_out, nanstd, overlong, without_difference
+from tokenmill.align.conversations import talk_metrics, told_of, with_tools
 from tokenmill.align.experience import Completion, Rollout, batch_of, with_advantages
 from tokenmill.align.guards import Guards
 from tokenmill.align.reference import PolicyReference
 from tokenmill.align.rewards.base import Sample as Answer
 from tokenmill.align.rewards.mix import Mix, Scored, build_rewards
 from tokenmill.align.rewards.scored import Failure
-from tokenmill.align.rollouts import Ask, Writer, Written, evaluating, seed_of
+from tokenmill.align.rollouts import Ask, Writer, Writes, Written, evaluating, seed_of
 from tokenmill.config.check_policy import micro_batches
 from tokenmill.config.policy import preset_of
 from tokenmill.core.errors import ConfigError
@@ -52,7 +53,7 @@ class RolloutSource:
     used up, by the weights of that moment."""
 
     def __init__(
-        self, plan: Plan, model: Model, world: World, writer: Writer, mix: Mix, reference: PolicyReference | None
+        self, plan: Plan, model: Model, world: World, writer: Writes, mix: Mix, reference: PolicyReference | None
     ) -> None:
         assert isinstance(plan.splits.train, Prompts)
         self.recipe, self.prompts, self.tokenizer = plan.recipe, plan.splits.train, plan.tokenizer
@@ -149,15 +150,14 @@ class RolloutSource:
         mine = [(n, self._prompt(n)) for n in range(first + self.world.rank, first + count, self.world.size)]
         asked = [(n, index, k) for n, index in mine for k in range(group)]
         ids = [self.prompts.prompts[index].ids.tolist() for _, index, _ in asked]
-        written = self.writer.write(
-            [Ask(prompt, seed_of(self.recipe.seed, n, k)) for (n, _, k), prompt in zip(asked, ids, strict=True)]
-        )
         prompts = [self.prompts.prompts[index] for _, index, _ in asked]
         scored = self.mix.score(answers(prompts, written, self.tokenizer, [index for _, index, _ in asked]))
+        seeds = [seed_of(self.recipe.seed, n, k) for n, _, k in asked]
+        written = self.writer.write([ask_of(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
         found = [self._completion(index, one) for (_, index, _), one in zip(asked, written, strict=True)]
         found = self._known(found, ids)
         found = [replace(one, reward=self._reward(one, total)) for one, total in zip(found, scored.totals, strict=True)]
-        shares = self.world.gather((found, metrics_of(scored)))
+        shares = self.world.gather((found, metrics_of(scored) | talk_metrics(written)))
         groups: list[list[Completion]] = [[] for _ in range(count)]
         for rank, (theirs, _) in enumerate(shares):
             for number in range(len(theirs) // group):
@@ -171,7 +171,8 @@ class RolloutSource:
 
     def _completion(self, index: int, written: Written) -> Completion:
         learned = written.finished or not self.recipe.policy.mask_truncated
-        return Completion(index, written.ids, written.logprobs, written.finished, learned=learned)
+        given = [list(stretch) for stretch in written.given]  # as a checkpoint gives it back
+        return Completion(index, written.ids, written.logprobs, written.finished, learned=learned, given=given)
 
     def _known(self, found: list[Completion], prompts: Sequence[Sequence[int]]) -> list[Completion]:
         """With log-probabilities by trainer and reference, where the loss or the reward asks for them."""
@@ -198,7 +199,7 @@ class RolloutSource:
                 batch = batch_of(learned, prompts[here], per_token=False).to(network.device)
                 logps_T = batch_logprobs(network, batch, temperature=self.recipe.policy.temperature)
                 kept = logps_T[batch.labels_T != NO_LABEL].float().cpu()
-                values += [part.tolist() for part in kept.split([len(one.ids) for one in learned])]
+                values += [part.tolist() for part in kept.split([one.count for one in learned])]
         return values
 
     def _reward(self, one: Completion, total: float | None) -> float | None:
@@ -233,18 +234,24 @@ def answers(
         Answer(
             messages=prompt.messages,
             prompt=prompt.text,
-            completion=tokenizer.decode(one.ids),
+            completion=tokenizer.decode(one.ids[one.talk.last :] if one.talk else one.ids),
             prompt_ids=prompt.ids.tolist(),
-            completion_ids=one.ids,
+            completion_ids=one.drawn,
             finished=one.finished,
             row=prompt.row,
             index=index,
         )
+            **told_of(one.talk),
         for prompt, one, index in zip(prompts, written, indices, strict=True)
     ]
 
 
 def metrics_of(scored: Scored) -> dict[str, tuple[float, float]]:
+def ask_of(prompt: Prompt, seed: int) -> Ask:
+    """A completion of a prompt, to be written."""
+    return Ask(prompt.ids.tolist(), seed, tools=prompt.tools)
+
+
     """What the rewards measure, with the spread of each."""
     found = dict(scored.metrics())
     for name, outcomes in scored.parts.items():
@@ -259,7 +266,8 @@ def feed(plan: Plan, model: Model, world: World, store: Store | None = None) -> 
     recipe, policy = plan.recipe, plan.recipe.policy
     assert recipe.seq_len is not None
     batch = -(-policy.prompts // world.size) * policy.group
-    writer = Writer(model.decoder, policy, plan.tokenizer.eos_token_ids, longest=recipe.seq_len, batch=batch)
+    engine = Writer(model.decoder, policy, plan.tokenizer.eos_token_ids, longest=recipe.seq_len, batch=batch)
+    writer = with_tools(plan, engine) if recipe.tools.use else engine
     mix = build_rewards(recipe.rewards)
     reference = PolicyReference(plan, model, store) if policy.beta else None
     source = _source(recipe.objective)(plan, model, world, writer, mix, reference)
@@ -283,7 +291,7 @@ def _source(objective: str) -> type[RolloutSource]:
 class HeldOut:
     """The reward of held-out prompts, one completion each, drawn with the same seeds every time."""
 
-    def __init__(self, prompts: Prompts, plan: Plan, world: World, writer: Writer, mix: Mix) -> None:
+    def __init__(self, prompts: Prompts, plan: Plan, world: World, writer: Writes, mix: Mix) -> None:
         most = plan.recipe.eval_batches * plan.recipe.micro_batch
         self.prompts = prompts.prompts[:most]
         self.world, self.writer, self.mix, self.tokenizer, self.seed = (
@@ -299,10 +307,10 @@ class HeldOut:
         began = time.perf_counter()
         mine = range(self.world.rank, len(self.prompts), self.world.size)
         prompts = [self.prompts[i] for i in mine]
-        asked = [Ask(p.ids.tolist(), seed_of(self.seed, i, 0, HELD_OUT)) for i, p in zip(mine, prompts, strict=True)]
+        asked = [ask_of(p, seed_of(self.seed, i, 0, HELD_OUT)) for i, p in zip(mine, prompts, strict=True)]
         written = self.writer.write(asked)
         measured = metrics_of(self.mix.score(answers(prompts, written, self.tokenizer, list(mine))))
-        found = _together(self.world.gather(measured))
+        found = _together(self.world.gather(measured | talk_metrics(written)))
         metrics = {name: total / max(count, 1.0) for name, (total, count) in found.items()}
         loss, seconds = -metrics.get("reward", float("nan")), time.perf_counter() - began
         return Evaluation(loss, None, None, len(self.prompts), seconds, metrics)

@@ -79,7 +79,7 @@ class PpoSource(RolloutSource):
                 learned = [replace(one, learned=True) for one in here]
                 batch = batch_of(learned, prompts[start : start + size], per_token=True).to(network.device)
                 at_N = batch.labels_T != NO_LABEL
-                counts = [len(one.ids) for one in here]
+                counts = [one.count for one in here]
                 old, values = (
                     [part.tolist() for part in said_T[at_N].float().cpu().split(counts)]
                     for said_T in evaluate(network, batch, self.recipe.policy.temperature)
@@ -100,7 +100,7 @@ class PpoSource(RolloutSource):
         """Advantages and returns; nothing is learned from a completion without a reward."""
         found = [one for group in groups for one in group]
         here = [one for one in found if one.reward is not None]
-        counts = [len(one.ids) for one in here]
+        counts = [one.count for one in here]
         values_N, kl_N = _joined(here, "values"), self._distance(here)
         scores_S = torch.tensor([one.reward for one in here], dtype=torch.float32)
         rewards_N = token_rewards(scores_S, kl_N, counts, self.control.weight)
@@ -141,5 +141,5 @@ def _joined(found: Sequence[Completion], name: str) -> Tensor:
 
 
 def _left_out(one: Completion) -> Completion:
-    nothing = [0.0] * len(one.ids)
+    nothing = [0.0] * one.count
     return replace(one, advantages=nothing, returns=nothing, learned=False)

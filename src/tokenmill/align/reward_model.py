@@ -20,6 +20,7 @@ from tokenmill.core.errors import ConfigError, UsageError
 from tokenmill.data.formats import Chat, Completion, Document
 from tokenmill.data.preferences import parse_pair
 from tokenmill.data.render import Renderer
+from tokenmill.data.tool_formats import write_tools
 from tokenmill.engine.reward import reward
 from tokenmill.models import load_model, load_tokenizer
 from tokenmill.nn.scorer import Scorer
@@ -71,9 +72,11 @@ class RewardModel:
         return self.score_documents([Chat(list(map(dict, one))) for one in conversations], renderer)
 
     def score_documents(self, documents: Sequence[Document], renderer: Renderer | None = None) -> list[float]:
-        """The same for rows as training reads them: texts where there is no template."""
+        """The same for rows as training reads them: texts where there is no template. Calls of tools are told in
+        Hermes' words where the template has no place for them."""
         renderer = renderer or Renderer(self.tokenizer, train_on="all")
-        texts = [renderer.encode(document)[0].ids.tolist() for document in documents]
+        told = documents if renderer.tells_tools else [_in_words(document) for document in documents]
+        texts = [renderer.encode(document)[0].ids.tolist() for document in told]
         return reward(self.network, texts)
 
 
@@ -91,6 +94,12 @@ class Ensemble:
     def score_documents(self, documents: Sequence[Document]) -> list[float]:
         """The same for rows as training reads them."""
         return vote([member.score_documents(documents) for member in self.members], self.voting)
+
+
+def _in_words(document: Document) -> Document:
+    if isinstance(document, Chat) and any(message.get("tool_calls") for message in document.messages):
+        return Chat(write_tools(document, "hermes")["messages"])
+    return document
 
 
 def vote(scores: Sequence[Sequence[float]], voting: Voting = "mean") -> list[float]:

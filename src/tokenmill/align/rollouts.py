@@ -8,9 +8,10 @@ between the two, and the log-probabilities are those that the tokens were drawn 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +36,30 @@ class Ask:
 
     prompt_ids: Sequence[int]
     seed: int
+    max_tokens: int | None = None
+    """Without it ``policy.completion_tokens``."""
+    tools: Sequence[str] = ()
+    """Names of those on offer; for :class:`~tokenmill.align.conversations.Conversations`."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A completion of several turns: what was said in it, what was called."""
+
+    messages: list[dict[str, Any]]
+    """The assistant's turns and the tools' results, in OpenAI's form."""
+    last: int
+    """Where the last turn begins, in the completion's ids."""
+    turns: int
+    calls: int
+    """That were answered, with a result or with what was wrong."""
+    failures: int
+    """Of them, those that raised, crashed, gave no number, or took too long."""
+    timed_out: int
+    invalid: int
+    """Of them, those with nothing to run: no such tool, arguments that do not fit, broken JSON."""
+    seconds: float
+    """That the conversation waited for tools."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +68,26 @@ class Written:
 
     ids: list[int]
     logprobs: list[float]
+    """Of those of ``ids`` that the model drew."""
     finished: bool
     """The model ended it; False where it was cut off."""
+    given: list[tuple[int, int]] = field(default_factory=list)
+    """Stretches of ``ids``, from and up to, that tools and template wrote; never the last token."""
+    talk: Talk | None = None
+    """Where there were tools."""
+
+    @property
+    def drawn(self) -> list[int]:
+        """The ids that the model drew."""
+        return [token for token, own in zip(self.ids, own_tokens(len(self.ids), self.given), strict=True) if own]
+
+
+class Writes(Protocol):
+    """What writes completions: the engine alone, or with tools."""
+
+    def write(self, asked: Sequence[Ask]) -> list[Written]:
+        """Completions by the weights as they are now, in order."""
+        ...
 
 
 class Writer:
@@ -81,26 +124,33 @@ class Writer:
                 )
         return self._engine
 
-    def write(self, asked: Sequence[Ask]) -> list[Written]:
-        """Completions by the weights as they are now, in order. TokenmillError where the model cannot go on (its scores
-        are no numbers)."""
-        engine = self.engine
-        how = SamplingParams(
-            temperature=self.config.temperature,
-            max_tokens=self.config.completion_tokens,
-            logprobs=0,
-            drawn_logprobs=True,
-        )
-        requests = [Request([*self._virtual, *ask.prompt_ids], how, ask.seed, self.eos_token_ids) for ask in asked]
+    def write(self, asked: Sequence[Ask], *, refresh: bool = True) -> list[Written]:
+        """Completions by the weights as they are now, in order; without ``refresh`` by those of the last call, over the
+        cache that it filled. TokenmillError where the model cannot go on (its scores are no numbers)."""
+        engine, eos = self.engine, self.eos_token_ids
+        requests = [Request([*self._virtual, *ask.prompt_ids], self._how(ask), ask.seed, eos) for ask in asked]
         logprobs: dict[int, list[float]] = {id(request): [] for request in requests}
         with evaluating(self.model):
-            engine.refresh()
+            if refresh:
+                engine.refresh()
             for step in engine.run(requests):
                 if step.request.error is not None:
                     raise TokenmillError(f"the policy cannot write: {step.request.error}") from step.request.error
                 assert step.logprobs is not None
                 logprobs[id(step.request)].append(step.logprobs.logprob)
         return [Written(r.output, logprobs[id(r)], r.finish_reason == "stop") for r in requests]
+
+    def _how(self, ask: Ask) -> SamplingParams:
+        tokens = ask.max_tokens or self.config.completion_tokens
+        return SamplingParams(temperature=self.config.temperature, max_tokens=tokens, logprobs=0, drawn_logprobs=True)
+
+
+def own_tokens(count: int, given: Iterable[Sequence[int]]) -> list[bool]:
+    """Which of ``count`` tokens the model drew, from the stretches that it was given."""
+    own = [True] * count
+    for start, end in given:
+        own[start:end] = [False] * (end - start)
+    return own
 
 
 def seed_of(seed: int, ordinal: int, number: int, stream: int = 0) -> int:

@@ -26,6 +26,8 @@ from tokenmill.data.render import Renderer
 from tokenmill.data.report import SHOWN, DataReport, Side
 from tokenmill.text.tokenizer import Tokenizer
 
+Tools = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -42,6 +44,8 @@ class Prompt:
     content: int
     """A hash of the whole row."""
     source: int = 0
+    tools: Sequence[str] = ()
+    """Names of the tools on offer, of those that the run can call."""
 
 
 class Prompts(Dataset):
@@ -80,8 +84,9 @@ class Prompts(Dataset):
         return digest.hexdigest()
 
 
-def load_prompts(config: DataConfig, tokenizer: Tokenizer, *, seq_len: int, room: int) -> Splits:
+def load_prompts(config: DataConfig, tokenizer: Tokenizer, *, seq_len: int, room: int, tools: Tools = ()) -> Splits:
     """Read the prompts of a recipe. Those that leave less than ``room`` of ``seq_len`` tokens are left out, counted.
+    ``tools``: what the run can call; a row's column ``tools`` (names or schemas) may offer fewer of them.
 
     ConfigError: no prompts, too many broken rows. NotFoundError, FormatError: files that are not there or cannot be
     read.
@@ -89,10 +94,10 @@ def load_prompts(config: DataConfig, tokenizer: Tokenizer, *, seq_len: int, room
     report = DataReport(policies={"duplicates": config.duplicates, "leakage": config.leakage, "truncate": "drop"})
     renderer = Renderer(tokenizer, chat_template=config.chat_template, prompts=config.prompts)
     sources = sources_of(config.path)
-    every = _read(config, sources, renderer, report)
+    every = _read(config, sources, renderer, report, tools)
     train, held_out = _split(every, config)
     if config.eval is not None:
-        held_out = _read(config, sources_of(config.eval), renderer, report)
+        held_out = _read(config, sources_of(config.eval), renderer, report, tools)
     train = _clean(train, held_out, config, report)
     weights = [source.weight for source in sources]
     how: dict[str, Any] = {"seed": config.seed, "seq_len": seq_len}
@@ -108,7 +113,9 @@ def load_prompts(config: DataConfig, tokenizer: Tokenizer, *, seq_len: int, room
     return Splits(trained, evaluated if len(evaluated) else None, report, byte_lengths(tokenizer))
 
 
-def _read(config: DataConfig, sources: Sequence[Source], renderer: Renderer, report: DataReport) -> list[Prompt]:
+def _read(
+    config: DataConfig, sources: Sequence[Source], renderer: Renderer, report: DataReport, tools: Tools
+) -> list[Prompt]:
     prompts: list[Prompt] = []
     rows = broken = 0
     for number, source in enumerate(sources):
@@ -120,7 +127,7 @@ def _read(config: DataConfig, sources: Sequence[Source], renderer: Renderer, rep
                 try:
                     if isinstance(row, Broken):
                         raise RowError(row.problem)
-                    prompts.append(_prompt(row, renderer, number))
+                    prompts.append(_prompt(row, renderer, number, tools))
                 except (RowError, TemplateError) as error:
                     broken += 1
                     if len(report.broken_rows) < SHOWN:
@@ -134,9 +141,9 @@ def _read(config: DataConfig, sources: Sequence[Source], renderer: Renderer, rep
     return prompts
 
 
-def _prompt(row: Row, renderer: Renderer, source: int) -> Prompt:
+def _prompt(row: Row, renderer: Renderer, source: int, tools: Tools) -> Prompt:
     """A row as a prompt; RowError says what is wrong with it."""
-    value, tokenizer = row.value, renderer.tokenizer
+    value = row.value
     given = value.get("prompt", value.get("messages"))
     rest = {key: item for key, item in value.items() if key not in ("prompt", "messages")}
     messages: list[Message] = []
@@ -146,17 +153,30 @@ def _prompt(row: Row, renderer: Renderer, source: int) -> Prompt:
         messages = [parse_message(one, f"messages[{i}]") for i, one in enumerate(given)]
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
+    offered = _offered(value.get("tools"), tools) if tools else parse_tools(value.get("tools"))
     if messages:
-        how: dict[str, Any] = {"tools": parse_tools(value.get("tools")), "chat_template": renderer.chat_template}
-        ids, text = tokenizer.encode_chat(messages, **how), tokenizer.render_chat(messages, **how)
+        ids, text = renderer.prompt(messages, offered)
     elif isinstance(given, str) and given.strip():
-        ids, text = tokenizer.encode(given, parse_special=False), given
+        ids, text = renderer.tokenizer.encode(given, parse_special=False), given
     else:
         raise RowError(f"keys {', '.join(map(str, value)) or '(none)'}: a prompt is text, or messages that ask for one")
     said = hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     content = int.from_bytes(said.digest()[:8], "little")
     where = f"{row.file}:{row.line}"
-    return Prompt(np.array(ids, np.int64), text, messages, rest, where, content, source)
+    names = [tool["function"]["name"] for tool in offered or ()] if tools else []
+    return Prompt(np.array(ids, np.int64), text, messages, rest, where, content, source, names)
+
+
+def _offered(given: Any, tools: Tools) -> list[Mapping[str, Any]]:
+    """Those of the run's tools that a row names; all of them where it names none."""
+    known = {tool["function"]["name"]: tool for tool in tools}
+    if isinstance(given, list) and all(isinstance(one, str) for one in given):
+        names = given
+    else:
+        names = [tool["function"].get("name") for tool in parse_tools(given) or ()]
+    if unknown := [name for name in names if name not in known]:
+        raise RowError(f"it offers the tool {unknown[0]!r}, which the run cannot call; there are {', '.join(known)}")
+    return [known[name] for name in names or known]
 
 
 def _split(prompts: list[Prompt], config: DataConfig) -> tuple[list[Prompt], list[Prompt]]:

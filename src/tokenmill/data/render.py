@@ -21,16 +21,16 @@ Source: the fault lists of TRL #976 and #4879, transformers #34172; the ids of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from tokenmill.core.errors import TemplateError
 from tokenmill.data.formats import Chat, Completion, Document, RowError, Text
 from tokenmill.text.tokenizer import Tokenizer
-from tokenmill.text.tool_prompt import has_place_for_tools
+from tokenmill.text.tool_prompt import has_place_for_tools, tell_tools
 
 TrainOn = Literal["auto", "all", "assistant", "last"]
 
@@ -77,7 +77,8 @@ class Renderer:
         # a name among the model's own, or source
         known = tokenizer.chat_templates
         sources = known.values() if chat_template is None else [known.get(chat_template, chat_template)]
-        self._tells_tools = any(map(has_place_for_tools, sources))
+        self.tells_tools = any(map(has_place_for_tools, sources))
+        """Whether the template has a place for tools and calls."""
         inner, framed = tokenizer.encode("x", add_special_tokens=False), tokenizer.encode("x")
         at = next((i for i in range(len(framed)) if framed[i : i + len(inner)] == inner), 0)
         self._before, self._behind = framed[:at], framed[at + len(inner) :]
@@ -95,6 +96,16 @@ class Renderer:
             return list(self._chat(document))
         except TemplateError as error:
             raise RowError(str(error)) from error
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[int], str]:
+        """A conversation up to where the assistant is to speak, as ids and as text. Tools are told as the template
+        does, or in Hermes' words where it has no place for them."""
+        if tools and not self.tells_tools:
+            messages, tools = tell_tools(messages, tools), None
+        how: dict[str, Any] = {"tools": tools, "chat_template": self.chat_template}
+        return self.tokenizer.encode_chat(messages, **how), self.tokenizer.render_chat(messages, **how)
 
     def begin(self) -> list[int]:
         """What the tokenizer puts before a text (BOS, [CLS]); for a document that comes in pieces."""
@@ -128,7 +139,7 @@ class Renderer:
     def _chat(self, chat: Chat) -> Iterator[Encoded]:
         said = (i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
         turns = [i for i in said if i >= chat.context]
-        if not self._tells_tools and (chat.tools or any(message.get("tool_calls") for message in chat.messages)):
+        if not self.tells_tools and (chat.tools or any(message.get("tool_calls") for message in chat.messages)):
             raise RowError(
                 "the chat template has no place for tools: it would leave them out. `tokenmill data tools convert FILE "
                 "--to hermes` writes them as text that every template keeps"
@@ -166,7 +177,7 @@ class Renderer:
     def _span(self, chat: Chat, turn: int, ids: list[int]) -> tuple[int, int] | None:
         """Where this turn's own tokens stand in `ids`, up to its end token; None if the template rewrote the past."""
         through = self._ids(chat, turn + 1)
-        end = self._prefix(through[: self._behind_end_token(through)], ids)
+        end = self._prefix(through[: behind_end_token(self.tokenizer, through)], ids)
         if end is None:
             return None
         if turn == 0:  # a greeting: there is no question that it answers, so nothing of it is learned
@@ -191,16 +202,17 @@ class Renderer:
         follows = b"".join(map(self.tokenizer.token_bytes, ids[same : same + len(rest)]))
         return same if follows.startswith(rest) else None
 
-    def _behind_end_token(self, ids: list[int]) -> int:
-        """Where a rendered turn's first closing end token ends. Generation stops at it: the newline, or the second end
-        token, that templates write behind it is never generated. All of `ids` if the turn has no end token."""
-        stop = len(ids)
-        for place in range(len(ids) - 1, -1, -1):
-            if ids[place] in self.tokenizer.eos_token_ids:
-                stop = place + 1
-            elif self.tokenizer.token_bytes(ids[place]).strip():
-                break
-        return stop
+
+def behind_end_token(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """Where a rendered turn's first closing end token ends. Generation stops at it: the newline, or the second end
+    token, that templates write behind it is never generated. All of `ids` if the turn has no end token."""
+    stop = len(ids)
+    for place in range(len(ids) - 1, -1, -1):
+        if ids[place] in tokenizer.eos_token_ids:
+            stop = place + 1
+        elif tokenizer.token_bytes(ids[place]).strip():
+            break
+    return stop
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -63,7 +63,7 @@ class ToolCalls:
     def _score(self, sample: Sample) -> Outcome:
         tools = _parsed(column(sample, self.config.tools, self.name))
         schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-        calls = written_calls(sample.completion, tools)
+        calls = made_calls(sample, tools)
         valid = [call.name in schemas and Schema(schemas[call.name]).fits(call.arguments) for call in calls]
         if not calls or not all(valid):
             return 0.0
@@ -73,6 +73,14 @@ class ToolCalls:
         wanted = Counter(_key(call["name"], _parsed(call["arguments"])) for call in right)
         made = Counter(_key(call.name, call.arguments) for call in calls)
         return (wanted & made).total() / max(wanted.total(), made.total())
+
+
+def made_calls(sample: Sample, tools: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
+    """The calls of a completion: in all its turns, where the model had tools to call."""
+    if not sample.turns:
+        return written_calls(sample.completion, tools)
+    calls = [call["function"] for turn in sample.turns for call in turn.get("tool_calls", ())]
+    return [ToolCall(call["name"], call["arguments"]) for call in calls]
 
 
 def written_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> list[ToolCall]:

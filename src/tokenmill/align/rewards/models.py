@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenmill.align.reward_model import Ensemble, RewardModel
 from tokenmill.align.rewards.base import Sample
@@ -15,7 +16,7 @@ from tokenmill.config.rewards import JudgeReward, ModelReward
 from tokenmill.core.endpoint import Answer, Endpoint
 from tokenmill.core.errors import ConfigError, UsageError
 from tokenmill.core.paths import home
-from tokenmill.data.formats import Chat, Completion, Document
+from tokenmill.data.formats import Chat, Completion, Document, RowError
 
 _SCORE = re.compile(r'"score"\s{0,9}:\s{0,9}(-?\d{1,9}(?:\.\d{1,9})?)')
 _NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
@@ -38,14 +39,14 @@ class Models:
     def __call__(self, samples: Sequence[Sample]) -> list[Outcome]:
         try:
             return [outcome(value) for value in self._ensemble.score_documents([_document(one) for one in samples])]
-        except UsageError:  # one of them is too long or empty: that one has no score
+        except (UsageError, RowError):  # one of them is too long, empty or of no form: that one has no score
             return each(lambda sample: self._ensemble.score_documents([_document(sample)])[0], samples)
 
 
 def _document(sample: Sample) -> Document:
     if not sample.messages:
         return Completion(sample.prompt, sample.completion)
-    return Chat([*map(dict, sample.messages), {"role": "assistant", "content": sample.completion}])
+    return Chat([*map(dict, sample.context), {"role": "assistant", "content": sample.completion}])
 
 
 class Judge:
@@ -71,7 +72,7 @@ class Judge:
         config = self.config
         mark = _mark(sample)
         system = JUDGE.format(rubric=config.rubric, mark=mark, lowest=config.lowest, highest=config.highest)
-        asked = "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in sample.messages) or sample.prompt
+        asked = "\n\n".join(map(_told, sample.context)) or sample.prompt
         user = f"The conversation:\n\n{asked}\n\nThe answer:\n{mark}\n{sample.completion}\n{mark}"
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         return {"model": config.model, "messages": messages, "temperature": 0.0, "max_tokens": 300}
@@ -86,7 +87,15 @@ class Judge:
         return (float(found[-1]) - lowest) / (highest - lowest)
 
 
+def _told(turn: Mapping[str, Any]) -> str:
+    """A turn in words, calls included."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return f"{turn['role']}: " + "\n".join(filter(None, [str(turn.get("content") or ""), *calls]))
+
+
 def _mark(sample: Sample) -> str:
     """Lines that the answer cannot hold, the same at every asking, so that kept answers are found."""
-    digest = hashlib.sha256(json.dumps([sample.prompt, sample.completion]).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(
+        json.dumps([sample.prompt, *sample.turns, sample.completion]).encode("utf-8", "surrogatepass")
+    )
     return f"=== {digest.hexdigest()[:16]} ==="

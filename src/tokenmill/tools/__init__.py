@@ -1,0 +1,1 @@
+"""Functions that a model may call: their schemas, their processes, those that are built in."""
