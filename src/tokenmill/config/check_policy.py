@@ -8,6 +8,7 @@ from tokenmill.config.policy import PolicyConfig
 from tokenmill.config.ppo import PpoConfig
 from tokenmill.config.recipe import POLICY, Recipe
 from tokenmill.config.rewards import GuardConfig
+from tokenmill.config.tools import ToolsConfig
 
 
 def policy_problems(r: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -50,6 +51,8 @@ def policy_problems(r: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             ("policy.overlong_tokens", "policy.completion_tokens"),
             "policy.overlong_tokens is a part of policy.completion_tokens, and cannot be more",
         )
+    if r.tools.use and r.data.prompts == "text":
+        yield ("tools.use", "data.prompts"), "tools are called in a conversation, which data.prompts=text is not"
     if r.seq_len is not None and r.seq_len <= policy.completion_tokens:
         yield (
             ("seq_len", "policy.completion_tokens"),
@@ -87,5 +90,11 @@ def policy_effects(r: Recipe) -> Iterator[tuple[str, bool, str]]:
         yield name, not policy, "another objective than grpo, rloo or ppo, which read prompts and write their own data"
     for name in PpoConfig.model_fields:
         yield f"ppo.{name}", r.objective == "ppo", "objective=ppo"
+    yield "tools.use", policy, words
+    for name in ToolsConfig.model_fields:
+        if name == "memory_mb":
+            yield "tools.memory_mb", "python" in r.tools.use, "the tool python (tools=python)"
+        elif name != "use":
+            yield f"tools.{name}", bool(r.tools.use), "tools (tools.use)"
     for name in GuardConfig.model_fields:
         yield f"guards.{name}", policy, words

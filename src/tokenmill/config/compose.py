@@ -144,8 +144,9 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _shorthand(key: str, value: Any) -> str:
-    """``data=FILE`` and ``data=[a, b]`` mean ``data.path``, and leave the rest of ``data`` as it is."""
-    return "data.path" if key == "data" and isinstance(value, str | list) else key
+    """``data=FILE`` and ``data=[a, b]`` mean ``data.path``, and leave the rest as it is; ``tools`` likewise."""
+    short = {"data": "data.path", "tools": "tools.use"}
+    return short[key] if key in short and isinstance(value, str | list) else key
 
 
 # --- checking

@@ -29,6 +29,7 @@ from tokenmill.config.policy import PolicyConfig
 from tokenmill.config.ppo import PpoConfig
 from tokenmill.config.qat import QatConfig
 from tokenmill.config.rewards import GuardConfig, RewardSource
+from tokenmill.config.tools import ToolsConfig
 
 __all__ = [
     "COMPARING",
@@ -98,6 +99,8 @@ class Recipe(Part):
     """What only ppo reads: its critic, advantages, distance."""
     rewards: list[RewardSource] = Field(default_factory=list)
     """What answers are rewarded for. ``rewards=FILE.py:function`` and ``rewards=number`` mean one member."""
+    tools: ToolsConfig = Field(default_factory=ToolsConfig)
+    """What a policy may call while it writes; ``tools=calculator`` means ``tools.use``."""
     guards: GuardConfig = Field(default_factory=GuardConfig)
     """When a run that is rewarded looks as if it cheats or falls apart."""
     distill: DistillConfig = Field(default_factory=DistillConfig)
@@ -225,6 +228,14 @@ class Recipe(Part):
     def _data_shorthand(cls, value: Any) -> Any:
         """``data=FILE`` and ``data=[a, b]`` mean ``data.path``."""
         return {"path": value} if isinstance(value, str | list) else value
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _tools_shorthand(cls, value: Any) -> Any:
+        """``tools=calculator`` and ``tools=[a, b]`` mean ``tools.use``, a list."""
+        if isinstance(value, dict) and isinstance(value.get("use"), str):
+            return {**value, "use": [value["use"]]}
+        return {"use": [value] if isinstance(value, str) else value} if isinstance(value, str | list) else value
 
     @field_validator("rewards", mode="before")
     @classmethod

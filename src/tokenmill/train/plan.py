@@ -27,6 +27,7 @@ from tokenmill.nn import cost
 from tokenmill.nn.config import DecoderConfig
 from tokenmill.store import Store
 from tokenmill.text.tokenizer import Tokenizer
+from tokenmill.tools.box import tool_schemas
 from tokenmill.train.memory import memory_needed
 from tokenmill.train.new_model import ROW, Derivations, new_model
 from tokenmill.train.plan_policy import policy_correction, policy_length
@@ -141,7 +142,8 @@ def plan_run(
 def _splits(recipe: Recipe, tokenizer: Tokenizer, seq_len: int, progress: Progress | None) -> Splits:
     """The data as the objective reads it."""
     if recipe.objective in POLICY:
-        return load_prompts(recipe.data, tokenizer, seq_len=seq_len, room=recipe.policy.completion_tokens)
+        room, tools = recipe.policy.completion_tokens, tool_schemas(recipe.tools)
+        return load_prompts(recipe.data, tokenizer, seq_len=seq_len, room=room, tools=tools)
     return load_splits(
         _data(recipe),
         tokenizer,
