@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,24 +16,30 @@ import torch
 
 import tiny
 import tokenmill
-from fakes.tiny_llm import VOCABULARY, tiny_folder
+from fakes.endpoint import endpoint
+from fakes.tiny_llm import VOCABULARY, serving, tiny_app, tiny_folder
 from fakes.training import Recorder
+from tokenmill.align.on_policy import Rewritten, prompt_of
+from tokenmill.align.policy import train as train_with_engine
+from tokenmill.align.rollouts import Ask, Written
 from tokenmill.config.compose import compose
 from tokenmill.core.errors import ConfigError
 from tokenmill.data.batch import Batch
+from tokenmill.data.loader import Loader
 from tokenmill.data.taught import CollateTaught
 from tokenmill.nn.context import Packed
+from tokenmill.store import Store
 from tokenmill.train.distributed import World
 from tokenmill.train.evaluate import evaluate
 from tokenmill.train.objectives.distill import Distill, matched_layers
 from tokenmill.train.plan import plan_run
+from tokenmill.train.remote_teacher import RemoteTeacher
 from tokenmill.train.run import build_model, teacher_of
 from tokenmill.train.teacher import lists, load_teacher
 
-WORDS = "the cat dog sat on mat log and hello there what is capital of France".split()  # noqa: SIM905
-
 TOKENS = 301
 """Of the tiny tokenizer; the tables have 320 rows."""
+WORDS = "the cat dog sat on mat log and hello there what is capital of France".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "half": {"num_hidden_layers": 2},
         "narrow": {"hidden_size": 32},
         "padded": {"num_hidden_layers": 2, "vocab_size": VOCABULARY + 8},
+        "exact": {"vocab_size": TOKENS},
     }
     for name, change in shapes.items():
         tiny.write({**config, **change}, folder / name)
@@ -136,7 +146,7 @@ def test_a_list_of_all_tokens_is_the_whole_distribution(place: Path, tmp_path: P
     )
     asked = Distill(plan.recipe.distill, load_teacher(plan), TOKENS)(network, Batch.of(samples))
     torch.testing.assert_close(listed.sum, asked.sum, rtol=1e-4, atol=1e-4)
-    assert listed.metrics["nll"] == pytest.approx(asked.metrics["nll"])
+    assert listed.metrics["nll"][0] == pytest.approx(asked.metrics["nll"][0])
 
 
 def test_lists_are_computed_once(place: Path, tmp_path: Path, own_home: Path) -> None:
@@ -185,7 +195,7 @@ def test_padding_of_a_table_is_no_token(place: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         teacher.network.head.weight[TOKENS:] += 100.0
     loss = Distill(plan.recipe.distill, teacher, TOKENS)(network, batch)
-    assert loss.metrics["divergence"] == pytest.approx(0.0, abs=1e-4)
+    assert loss.metrics["divergence"][0] == pytest.approx(0.0, abs=1e-4)
     loss.sum.backward()
     assert not network.head.weight.grad[TOKENS:].any()
 
@@ -232,3 +242,172 @@ def test_a_new_student_takes_its_teachers_tokenizer(place: Path, tmp_path: Path)
     data = [Batch.of([plan.splits.train[i] for i in range(4)])]
     judged = evaluate(network, Distill(plan.recipe.distill, None, TOKENS).evaluated(), data, device=torch.device("cpu"))
     assert np.isfinite(judged.loss)
+
+
+# --- a teacher behind a server
+
+
+@pytest.fixture(scope="module")
+def served(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The model "exact", whose table has no padding, as "tiny"."""
+    root = tmp_path_factory.mktemp("served")
+    store = Store(root / "models")
+    store.create("tiny", f"FROM {place / 'exact'}\n", root)
+    with serving(tiny_app(root, store=store)) as url:
+        yield f"{url}/v1"
+
+
+def test_a_server_says_what_the_model_says(place: Path, tmp_path: Path, served: str) -> None:
+    """The lists of a teacher at an address are those of the same teacher here."""
+    found = {}
+    for name, where in (("here", {"teacher": str(place / "exact")}), ("there", {"teacher": "tiny", "url": served})):
+        plan = plan_run(compose(recipe(place, tmp_path / name, distill={"top_k": 8, **where})))
+        found[name] = lists(plan, World())
+    here, there = found["here"], found["there"]
+    assert here is not None
+    assert there is not None
+    assert here.train.shape == there.train.shape
+    np.testing.assert_allclose(here.train["logprob"], there.train["logprob"], atol=2e-5)
+    clear = here.train["logprob"][:, :-1] - here.train["logprob"][:, 1:] > 1e-4  # ties may come in either order
+    clear = clear & np.c_[np.ones(len(clear), bool), clear[:, :-1]]
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(here.train["id"][:, :-1][clear], there.train["id"][:, :-1][clear])
+
+
+def test_a_server_judges_what_the_student_wrote(place: Path, tmp_path: Path, served: str) -> None:
+    distill = {"teacher": "tiny", "url": served, "top_k": 20, "lmbda": 1.0}
+    plan = plan_run(compose(recipe(place, tmp_path, distill=distill)))
+    assert lists(plan, World()) is None, "none of the data is learned from"
+    batch = replace(Batch.of([plan.splits.train[i] for i in range(3)]), written=True)
+    taught = RemoteTeacher(plan.recipe.distill, plan.tokenizer).taught(batch)
+    lesson = load_teacher(plan_run(compose(recipe(place, tmp_path, distill={"teacher": str(place / "exact")}))))
+    wanted_TK = torch.log_softmax(lesson.lesson(batch)(torch.arange(len(batch.tokens_T))).values, -1)
+    torch.testing.assert_close(taught.logprobs_TK, wanted_TK.gather(-1, taught.ids_TK), atol=2e-5, rtol=0)
+    assert taught.written
+    loss = Distill(plan.recipe.distill, None, TOKENS)(build_model(plan).decoder, taught)
+    assert loss.metrics["written_divergence"][0] > 0
+
+
+@pytest.mark.parametrize("fault", ["another string", "another cut", "no ids", "no scores"])
+def test_a_server_with_another_tokenizer_is_refused(place: Path, tmp_path: Path, fault: str) -> None:
+    from tokenmill.models import load_tokenizer
+
+    tokenizer = load_tokenizer(place / "teacher")
+
+    def script(body: dict[str, Any]) -> tuple[int, dict[str, str], str]:
+        if fault == "no scores":
+            return 400, {}, "prompts are not scored here"
+        given = body["prompt"]
+        ids = tokenizer.encode(given) if isinstance(given, str) else given
+        names = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+        if fault == "another string":
+            names = [name.replace("cat", "cow") for name in names]
+        if body.get("return_tokens_as_token_ids") and fault != "no ids":
+            names = [f"token_id:{i}" for i in ids]
+        if fault == "another cut" and isinstance(given, str):
+            names.insert(0, "token_id:3")
+        tops: list[Any] = [None, *({name: -1.0} for name in names)]
+        scores = {"tokens": [*names, "token_id:0"], "top_logprobs": tops}
+        return 200, {}, json.dumps({"choices": [{"text": "", "logprobs": scores}]})
+
+    why = {
+        "another string": "stand for different tokens: .*cow.* and .*cat",
+        "another cut": "is cut into different ones",
+        "no ids": "not by its id",
+        "no scores": "will not score a prompt: prompts are not scored here",
+    }
+    with endpoint(script) as server:
+        plan = plan_run(compose(recipe(place, tmp_path, distill={"teacher": "t", "url": server.url, "top_k": 4})))
+        with pytest.raises(ConfigError, match=why[fault]):
+            lists(plan, World())
+
+
+# --- on-policy
+
+
+class Echo:
+    """Writes the seed it was given, as two tokens and the end."""
+
+    def write(self, asked: Sequence[Ask]) -> list[Written]:
+        return [Written([ask.seed % 97 + 10, ask.seed % 89 + 10, 2], [0.0] * 3, True) for ask in asked]
+
+
+def rewritten(place: Path, runs: Path, **distill: Any) -> Rewritten:
+    plan = plan_run(compose(recipe(place, runs, distill={"completion_tokens": 3, **distill})))
+    loader = Loader(plan.splits.train, seq_len=64, micro_batch=2, seed=0)
+    return Rewritten(loader, plan, World(), cast(Any, Echo()), 2 * (64 + 3), None)
+
+
+def test_a_share_of_the_batches_is_the_students_own(place: Path, tmp_path: Path) -> None:
+    """Prompts stay, answers are what was written, and a source that goes on from a state gives the same."""
+    source = rewritten(place, tmp_path, lmbda=0.5)
+    batches = []
+    for batch in itertools.islice(source, 12):
+        batches.append(batch)
+        if len(batches) == 5:
+            state = source.state()
+    assert 2 <= sum(batch.written for batch in batches) <= 10
+    own = next(batch for batch in batches if batch.written)
+    documents = source.source.dataset
+    at = 0
+    for index, length in zip(own.indices, own.lengths, strict=True):
+        half = len(documents[index]) // 2
+        assert length == half + 2
+        assert own.tokens_T[at : at + half].tolist() == documents[index].tokens[:half].tolist()
+        assert own.labels_T[at : at + length].tolist()[: half - 1] == [-100] * (half - 1)
+        assert own.labels_T[at + half - 1 : at + length - 1].tolist() == own.tokens_T[at + half :][:2].tolist()
+        assert int(own.labels_T[at + length - 1]) == 2
+        at += length
+    again = rewritten(place, tmp_path, lmbda=0.5)
+    again.load(state)
+    for one, other in zip(batches[5:], again, strict=False):
+        assert one.tokens_T.tolist() == other.tokens_T.tolist()
+    assert not any(batch.written for batch in itertools.islice(rewritten(place, tmp_path, completion_tokens=128), 4))
+
+
+def test_what_the_student_wrote_is_learned_by_the_divergence_alone(place: Path, tmp_path: Path) -> None:
+    """Its own labels, random ones here, move nothing, whatever share the data's have."""
+    plan = plan_run(compose(recipe(place, tmp_path, distill={"weight": 0.3})))
+    network, objective = build_model(plan).decoder, Distill(plan.recipe.distill, load_teacher(plan), TOKENS)
+    batch = Batch.of([plan.splits.train[i] for i in range(3)])
+    own = replace(batch, written=True)
+    other = replace(own, labels_T=torch.where(own.labels_T < 0, own.labels_T, (own.labels_T + 7) % TOKENS))
+    loss, same, data = (objective(network, one) for one in (own, other, batch))
+    sums = [float(one.sum.detach()) for one in (loss, same, data)]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+    assert sums[0] == pytest.approx(loss.metrics["written_divergence"][0], rel=1e-5)
+    nll, divergence = data.metrics["nll"][0], data.metrics["divergence"][0]
+    assert sums[2] == pytest.approx(0.7 * nll + 0.3 * divergence, rel=1e-5)
+
+
+def test_a_student_learns_from_what_it_writes(place: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    distill = {"lmbda": 1.0, "completion_tokens": 8, "divergence": "reverse_kl"}
+    train_with_engine(recipe(place, tmp_path / "runs", distill=distill, steps=2), watchers=[recorder])
+    assert all(step.extra["written_divergence"] > 0 and "divergence" not in step.extra for step in recorder.steps)
+
+
+def test_what_stays_of_a_document_is_its_prompt() -> None:
+    no = -100
+    tokens = np.arange(8)
+    turns = np.array([no, 2, 3, no, no, 6, 7, no])
+    assert prompt_of(tokens, turns) == [0, 1, 2, 3, 4, 5]
+    assert prompt_of(tokens, np.arange(1, 9)) == [0, 1, 2, 3]
+    assert prompt_of(tokens, np.full(8, no)) == []
+
+
+@pytest.mark.parametrize(
+    ("distill", "why"),
+    [
+        ({"url": "http://127.0.0.1:1/v1"}, "say how many"),
+        ({"url": "http://127.0.0.1:1/v1", "top_k": 4, "temperature": 2.0}, "temperature must be 1"),
+        ({"lmbda": 0.5, "top_k": 4}, "lmbda needs it"),
+        ({"lmbda": 0.5, "weight": 0.0, "hidden_weight": 1.0}, "distill.weight is 0"),
+        ({"completion_tokens": 5}, "has no effect here"),
+        ({"key_variable": "KEY"}, "has no effect here"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused(place: Path, tmp_path: Path, distill: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        compose(recipe(place, tmp_path, distill=distill))

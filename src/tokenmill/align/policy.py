@@ -23,6 +23,7 @@ from tokenmill.align.advantages import group_advantages, leave_one_out, nanstd, 
 from tokenmill.align.conversations import talk_metrics, told_of, with_tools
 from tokenmill.align.experience import Completion, Rollout, batch_of, with_advantages
 from tokenmill.align.guards import Guards
+from tokenmill.align.on_policy import distillation_feed
 from tokenmill.align.reference import PolicyReference
 from tokenmill.align.rewards.base import Sample as Answer
 from tokenmill.align.rewards.mix import Mix, Scored, build_rewards
@@ -264,6 +265,8 @@ def ask_of(prompt: Prompt, seed: int) -> Ask:
 def feed(plan: Plan, model: Model, world: World, store: Store | None = None) -> Feed:
     """The rollouts of a plan, as ``train.run`` takes them."""
     recipe, policy = plan.recipe, plan.recipe.policy
+    if recipe.objective == "distill":
+        return distillation_feed(plan, model, world)
     assert recipe.seq_len is not None
     batch = -(-policy.prompts // world.size) * policy.group
     engine = Writer(model.decoder, policy, plan.tokenizer.eos_token_ids, longest=recipe.seq_len, batch=batch)

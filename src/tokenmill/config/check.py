@@ -118,6 +118,17 @@ def _distilling(r: Recipe) -> Iterator[Problem]:
         return
     if r.distill.teacher is None:
         yield ("distill.teacher",), "objective=distill needs a teacher (distill.teacher=NAME)"
+    yield from _teacher_elsewhere(r)
+    if r.distill.lmbda and not r.distill.weight:
+        yield (
+            ("distill.lmbda", "distill.weight"),
+            "distill.lmbda: what the student writes is learned by the divergence, whose distill.weight is 0",
+        )
+    if r.distill.lmbda and r.distill.top_k and r.distill.url is None:
+        yield (
+            ("distill.lmbda", "distill.top_k"),
+            "distill.top_k keeps lists of tokens and lets the teacher go, lmbda needs it for what the student writes",
+        )
     if r.distill.top_k and r.distill.hidden_weight:
         yield (
             ("distill.top_k", "distill.hidden_weight"),
@@ -216,7 +227,13 @@ def _without_effect(r: Recipe) -> Iterator[Problem]:
         ("preference.reference", r.objective in REFERENCED, "an objective with a reference (dpo, kto)"),
         *policy_effects(r),
         ("reward.center", r.objective == "reward", "objective=reward"),
-        *((f"distill.{name}", distill, "objective=distill") for name in type(r.distill).model_fields if name != "beta"),
+        *(
+            (f"distill.{name}", distill, "objective=distill")
+            for name in type(r.distill).model_fields
+            if name not in ("beta", "key_variable", "completion_tokens")
+        ),
+        ("distill.key_variable", distill and r.distill.url is not None, "objective=distill and distill.url"),
+        ("distill.completion_tokens", distill and r.distill.lmbda > 0, "objective=distill and distill.lmbda"),
         ("distill.beta", distill and jsd, "objective=distill and distill.divergence=jsd"),
     ]
     defaults = Recipe()

@@ -186,7 +186,14 @@ class DistillConfig(Part):
     """How a student learns from a teacher: the objective distill."""
 
     teacher: str | None = None
-    """The model that is learned from: a store name, a folder, a ``.gguf`` file. Its tokenizer is the student's."""
+    """The model that is learned from: a store name, a folder, a ``.gguf`` file, or with ``url`` the name that it has
+    there. Its tokenizer is the student's."""
+    url: str | None = None
+    """A server of OpenAI's protocol that has the teacher, up to and with the version (``http://127.0.0.1:8000/v1``). It
+    scores given tokens (``/completions`` with ``echo`` and ``logprobs``: tokenmill's and vLLM's do) and says its
+    ``top_k`` likeliest ones."""
+    key_variable: str | None = None
+    """The environment variable with the server's key."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """The distance of their next-token distributions: from the teacher (the student covers all that it may say), from
     the student (which settles on the likeliest of it), or the generalised Jensen-Shannon divergence between."""
@@ -199,6 +206,12 @@ class DistillConfig(Part):
     top_k: Annotated[int, Field(ge=0)] = 0
     """Learn from so many of the teacher's likeliest tokens and one tail for all others, computed once before the first
     step and kept on disk, after which the teacher is let go; 0 asks the teacher in every step for all tokens."""
+    lmbda: Share = 0.0
+    """On-policy distillation: the share of micro-batches whose answers the student writes itself, for the teacher to
+    judge (GKD's lambda, by TRL's name); the others are the data's. A row's last answer is written anew; a text without
+    a prompt is continued from its middle. It is drawn at ``temperature``, and learned by the divergence alone."""
+    completion_tokens: Count = 128
+    """Longest answer of the student's own; what is longer is cut off there."""
     hidden_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the distance between hidden states, as a share of the teacher's squared: layer i of the student learns
     from the teacher's layer at the same share of the depth, through a learned matrix where their widths differ."""

@@ -8,7 +8,7 @@ label reaches across one. Axes: T tokens of all documents together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Batch:
     """Tokens of every document; their sum is T."""
     indices: list[int]
     """``Sample.index`` of every document: what reports name and what a roll back passes over."""
+    written: bool = field(default=False, kw_only=True)
+    """The model that is trained wrote what is labelled: there is nothing to learn from the labels as such."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Batch:

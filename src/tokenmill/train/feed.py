@@ -1,4 +1,5 @@
-"""What takes the place of the data loader where batches are made while training: rollouts, by ``align``.
+"""What takes the place of the data loader where batches are made while training: rollouts, by ``align``; or what
+changes its batches, for a student that writes a part of them itself.
 
 ``train`` knows no engine. Who does hands in a :data:`Feeds`, and the loop runs over what it makes.
 """
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 class Feed:
     """The parts of a loop that go with batches of one's own."""
 
-    source: Source
+    source: Source | None = None
     evaluation: Callable[[], Evaluation] | None = None
     """Of the model as it is now, on held-out data."""
     samples: Callable[[int], Iterable[Sample]] | None = None
     """Texts to show, for a step."""
     guards: Callable[[Callable[[Event], None]], Watcher] | None = None
     """Makes a watcher of the run's metrics that says what looks wrong to those who watch it already."""
+    over: Callable[[Source], Source] | None = None
+    """Instead of a source: a change of the data's own batches, which leaves evaluation and samples as they are."""
 
 
 Feeds = Callable[["Plan", Model, World, "Store | None"], Feed]

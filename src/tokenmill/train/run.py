@@ -228,7 +228,7 @@ def teacher_of(plan: Plan, model: Model, store: Store | None = None) -> Teacher 
 
 def feed_of(plan: Plan, model: Model, processes: World, feeds: Feeds | None, store: Store | None) -> Feed | None:
     """The batches of an objective that makes its own. UsageError where nobody can make them."""
-    if plan.recipe.objective not in POLICY:
+    if plan.recipe.objective not in POLICY and not plan.recipe.distill.lmbda:
         return None
     if feeds is None:
         raise UsageError(f"objective={plan.recipe.objective} writes its own data: use tokenmill.align.policy.train")
@@ -256,11 +256,13 @@ def build_loop(
     objective, judged = _objectives(plan, teacher)
     evaluation: Callable[[], Evaluation] | None = None
     source: Source
-    if fed is not None:
+    if fed is not None and fed.source is not None:
         source, evaluation, samples = fed.source, fed.evaluation, lambda model, plan: fed.samples
     else:
         source = _loader(plan, plan.splits.train, processes, None if known is None else known.train)
-    if fed is None and plan.splits.eval is not None:
+        if fed is not None and fed.over is not None:
+            source = fed.over(source)
+    if (fed is None or fed.source is None) and plan.splits.eval is not None:
         held_out = _loader(plan, plan.splits.eval, processes, None if known is None else known.eval)
         lengths = torch.from_numpy(plan.splits.byte_lengths_V) if recipe.objective in CAUSAL else None
 

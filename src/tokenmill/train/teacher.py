@@ -2,7 +2,8 @@
 
 A teacher that is asked scores a few hundred tokens at a time, as the loss takes them; its scores are never held at
 once. Lists (``distill.top_k``) lie mapped in ``TOKENMILL_HOME/cache/teacher``, named by everything they follow from:
-the samples, the teacher's files, temperature, length and the numbers computed in. Refused: a teacher whose tokenizer
+the samples, the teacher's files, temperature, length and the numbers computed in; of a teacher behind a server, its
+address and name. Refused: a teacher whose tokenizer
 has another string behind any id, or cuts a text in another way.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from tokenmill.text.same import differences
 from tokenmill.train.distributed import World
 from tokenmill.train.plan import Plan
 from tokenmill.train.reference import drop_old, groups_of_samples, model_files
+from tokenmill.train.remote_teacher import RemoteTeacher
 
 _VERSION = 1  # raise it when the same settings give other numbers
 
@@ -106,6 +108,10 @@ def load_teacher(plan: Plan, store: Store | None = None) -> Teacher:
     return Teacher(network, width)
 
 
+Likeliest = Callable[[Batch], Iterator[tuple[slice, tuple[Tensor, Tensor]]]]
+"""Some tokens of a batch at a time: ids and log-probabilities [R, K] of what a teacher thinks likeliest to follow."""
+
+
 @dataclass(frozen=True)
 class Lists:
     """Records [A, K] of all tokens of the data sets, see :class:`tokenmill.data.taught.CollateTaught`."""
@@ -119,9 +125,9 @@ class Lists:
 def lists(plan: Plan, world: World, store: Store | None = None) -> Lists | None:
     """The teacher's lists for a plan; None where it is asked in every step. ConfigError as :func:`load_teacher`."""
     recipe = plan.recipe
-    if recipe.objective != "distill" or not recipe.distill.top_k:
+    if recipe.objective != "distill" or not recipe.distill.top_k or recipe.distill.lmbda == 1:
         return None
-    teacher: Teacher | None = None
+    ask: Likeliest | None = None
     found: list[np.ndarray | None] = []
     computed = 0
     for dataset in (plan.splits.train, plan.splits.eval):
@@ -132,9 +138,9 @@ def lists(plan: Plan, world: World, store: Store | None = None) -> Lists | None:
         shape = (dataset.num_tokens, recipe.distill.top_k)
         lists_AK = _read(path, shape)
         if world.sum([float(lists_AK is not None)])[0] < world.size:  # all processes share the work, or none works
-            teacher = teacher or load_teacher(plan, store)
+            ask = ask or _likeliest_of(plan, store)
             computed += dataset.num_tokens
-            lists_AK = _computed(teacher, dataset, plan, world, path)
+            lists_AK = _computed(ask, dataset, plan, world, path)
         found.append(lists_AK)
     assert found[0] is not None
     how = "from the cache" if not computed else f"{computed:,} tokens computed"
@@ -142,15 +148,25 @@ def lists(plan: Plan, world: World, store: Store | None = None) -> Lists | None:
     return Lists(found[0], found[1], told)
 
 
-def _computed(teacher: Teacher, dataset: Dataset, plan: Plan, world: World, path: Path) -> np.ndarray:
+def _likeliest_of(plan: Plan, store: Store | None) -> Likeliest:
+    """Whom to ask for lists: the server, or a model that is loaded."""
+    config = plan.recipe.distill
+    if config.url is not None:
+        remote = RemoteTeacher(config, plan.tokenizer)
+        remote.check((plan.splits.train, plan.splits.eval))
+        return remote.likeliest
+    teacher = load_teacher(plan, store)
+    return lambda batch: _likeliest(teacher, batch.to(teacher.network.device), config.top_k, config.temperature)
+
+
+def _computed(ask: Likeliest, dataset: Dataset, plan: Plan, world: World, path: Path) -> np.ndarray:
     """Ask the teacher once for every token, write the lists, and map them."""
-    recipe = plan.recipe
-    lists_AK = np.zeros((dataset.num_tokens, recipe.distill.top_k), RECORD)
+    lists_AK = np.zeros((dataset.num_tokens, plan.recipe.distill.top_k), RECORD)
     ends = np.cumsum(dataset.lengths)
     for indices in groups_of_samples(dataset.lengths)[world.rank :: world.size]:
-        batch = Batch.of([dataset[i] for i in indices]).to(teacher.network.device)
+        batch = Batch.of([dataset[i] for i in indices])
         rows = np.concatenate([np.arange(ends[i] - dataset.lengths[i], ends[i]) for i in indices])
-        for here, (ids_RK, logprobs_RK) in _likeliest(teacher, batch, recipe.distill.top_k, recipe.distill.temperature):
+        for here, (ids_RK, logprobs_RK) in ask(batch):
             lists_AK["id"][rows[here]] = ids_RK.cpu().numpy()
             lists_AK["logprob"][rows[here]] = logprobs_RK.float().cpu().numpy()
     if world.size > 1:  # each process has filled its own tokens, the others are zero
@@ -189,7 +205,9 @@ def _path(plan: Plan, dataset: Dataset, store: Store | None) -> Path:
     device = pick_device(recipe.device)
     said = {
         "version": _VERSION,
-        "files": model_files(recipe.distill.teacher, store),
+        "files": model_files(recipe.distill.teacher, store)
+        if recipe.distill.url is None
+        else [recipe.distill.url, recipe.distill.teacher],
         "samples": dataset.fingerprint,
         "top_k": recipe.distill.top_k,
         "temperature": recipe.distill.temperature,

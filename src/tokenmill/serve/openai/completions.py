@@ -52,14 +52,14 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     format = body.response_format.format if body.response_format else None
     ticket = await wire.submit(request, worker, prompts, asked, format, body)
     head = {"id": wire.new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": body.model}
-    echoes = _echoes(llm, body)
+    echoes, named = _echoes(llm, body), bool(body.return_tokens_as_token_ids)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = _chunks(ticket, llm, asked, head, echoes, prompts, include_usage)
+        chunks = _chunks(ticket, llm, asked, head, echoes, prompts, include_usage, named)
         return wire.stream(request, ticket, chunks)
     done = await wire.finished(request, ticket)
     choices = [
-        _choice(llm, params, choice, number * n + place, echoes[number], _scored(completion, prompts[number]))
+        _choice(llm, params, choice, number * n + place, echoes[number], _scored(completion, prompts[number]), named)
         for number, completion in enumerate(done)
         for place, choice in enumerate(_best(completion, n))
     ]
@@ -117,12 +117,14 @@ def _scored(completion: Completion, prompt: list[int]) -> Scored:
     return list(zip(prompt, completion.prompt_logprobs or (), strict=False))
 
 
-def _choice(llm: LLM, params: SamplingParams, choice: Choice, index: int, echo: str, prompt: Scored) -> dict[str, Any]:
+def _choice(
+    llm: LLM, params: SamplingParams, choice: Choice, index: int, echo: str, prompt: Scored, named: bool
+) -> dict[str, Any]:
     reason = str(choice.finish_reason)
     logprobs = None
     if params.logprobs is not None:
         said = _said(llm, params, choice.logprobs, reason)
-        logprobs = _logprobs(llm, params, [*prompt, *((score.token_id, score) for score in said)], 0)
+        logprobs = _logprobs(llm, params, [*prompt, *((score.token_id, score) for score in said)], 0, named)
     return {"index": index, "text": echo + choice.text, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -132,18 +134,23 @@ def _said(llm: LLM, params: SamplingParams, logprobs: Sequence[Logprobs] | None,
     return list(logprobs or ()) if params.prompt_logprobs is not None else wire.said(llm, params, logprobs, reason)
 
 
-def _logprobs(llm: LLM, params: SamplingParams, scored: Scored, offset: int) -> dict[str, Any]:
-    """OpenAI's older shape. The chosen token is among the top ones even where it is none of the most likely."""
+def _logprobs(llm: LLM, params: SamplingParams, scored: Scored, offset: int, named: bool) -> dict[str, Any]:
+    """OpenAI's older shape. The chosen token is among the top ones even where it is none of the most likely.
+    ``named``: tokens are called by their ids."""
+
+    def name(token_id: int) -> str:
+        return f"token_id:{token_id}" if named else wire.token_text(llm, token_id)
+
     tokens = [wire.token_text(llm, token_id) for token_id, _ in scored]
     tops = [
         None
         if score is None
-        else {wire.token_text(llm, token_id): wire.floor(value) for token_id, value in reversed(score.top)}
-        | {token: wire.floor(score.logprob)}
-        for token, (_, score) in zip(tokens, scored, strict=True)
+        else {name(one): wire.floor(value) for one, value in reversed(score.top)}
+        | {name(token_id): wire.floor(score.logprob)}
+        for token_id, score in scored
     ]
     return {
-        "tokens": tokens,
+        "tokens": [name(token_id) for token_id, _ in scored],
         "token_logprobs": [None if score is None else wire.floor(score.logprob) for _, score in scored],
         "top_logprobs": tops if params.logprobs else None,
         "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else [],
@@ -158,6 +165,7 @@ async def _chunks(
     echoes: list[str],
     prompts: list[list[int]],
     include_usage: bool,
+    named: bool,
 ) -> AsyncIterator[dict[str, Any]]:
     waiting = {number * params.n + sample: echo for number, echo in enumerate(echoes) for sample in range(params.n)}
     offsets = dict.fromkeys(waiting, 0)
@@ -174,8 +182,8 @@ async def _chunks(
         logprobs = None
         scored: Scored = list(zip(prompts[index // params.n], piece.prompt_logprobs, strict=False))
         if scored := [*scored, *((one.token_id, one) for one in _said(llm, params, piece.logprobs, reason))]:
-            logprobs = _logprobs(llm, params, scored, offsets[index])
-            offsets[index] += sum(map(len, logprobs["tokens"]))
+            logprobs = _logprobs(llm, params, scored, offsets[index], named)
+            offsets[index] += sum(len(wire.token_text(llm, token_id)) for token_id, _ in scored)
         if text or logprobs or reason:
             choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
             yield {**head, "choices": [choice], **more}

@@ -223,6 +223,8 @@ class CompletionRequest(Sampling):
     best_of: int | None = Field(None, ge=1, le=MAX_N)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    return_tokens_as_token_ids: bool | None = None
+    """vLLM's: logprobs name tokens ``token_id:17``, which says which one it is where several look alike as text."""
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -4,13 +4,15 @@ The loss of a token is ``weight`` times the divergence (times temperature square
 cross-entropy of the data, plus ``hidden_weight`` times the distance of hidden states: the squared difference as a
 share of the teacher's square, a mean over the student's layers (DistilBERT and TinyBERT draw states together; the
 share makes a weight mean the same in every layer, whose norms grow with the depth). What is evaluated is the data's
-likelihood alone, so that held-out figures compare with those of a model that had no teacher.
+likelihood alone, so that held-out figures compare with those of a model that had no teacher. What the student wrote
+itself (``distill.lmbda``) is learned by the divergence alone, and measured apart.
 
 Sources: Hinton 2015 (1503.02531), Jiao 2020 (TinyBERT, 1909.10351), Agarwal 2024 (GKD, 2306.13649).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -30,7 +32,7 @@ from tokenmill.ops.distillation import (
     linear_distillation,
 )
 from tokenmill.ops.distillation import Teacher as Rows
-from tokenmill.train.objectives.base import Loss
+from tokenmill.train.objectives.base import Loss, Metric
 from tokenmill.train.objectives.next_token import NextToken
 from tokenmill.train.teacher import Teacher, states_of
 
@@ -65,20 +67,26 @@ class Distill:
     def __init__(self, config: DistillConfig, teacher: Teacher | None, tokens: int) -> None:
         self.config, self.teacher, self.tokens = config, teacher, tokens
         self.how = Divergence(config.divergence, config.temperature, config.weight, config.beta)
+        self.of_written = replace(self.how, weight=1.0)  # whose labels the student drew itself: no news for it
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         mine, theirs = self._layers(model)
         with states_of(model, mine) as states:
             hidden_TC = model.hidden(batch.tokens_T, Packed(batch.lengths, batch.tokens_T.device))
         taught_states: list[Tensor] = []
-        if self.teacher is None:
-            rows = _listed(cast(TaughtBatch, batch), min(self.tokens, model.config.vocab_size))
+        if isinstance(batch, TaughtBatch):
+            rows = _listed(batch, min(self.tokens, model.config.vocab_size))
         else:
+            assert self.teacher is not None
             lesson = self.teacher.lesson(batch, theirs)
             rows, taught_states = lesson, lesson.states
-        found = head_distillation(model, hidden_TC, batch.labels_T, rows, self.how)
-        loss = found.loss
-        metrics = {"nll": float(found.nll_T.sum()), "divergence": float(found.divergence_T.sum())}
+        how, name = (self.of_written, "written_") if batch.written else (self.how, "")
+        found = head_distillation(model, hidden_TC, batch.labels_T, rows, how)
+        loss, count = found.loss, float(batch.num_labels)
+        metrics: dict[str, Metric] = {
+            f"{name}nll": (float(found.nll_T.sum()), count),
+            f"{name}divergence": (float(found.divergence_T.sum()), count),
+        }
         if states:
             distance = _distance(model, states, taught_states, batch.labels_T)
             loss = loss + self.config.hidden_weight * distance
