@@ -152,9 +152,9 @@ class RolloutSource:
         asked = [(n, index, k) for n, index in mine for k in range(group)]
         ids = [self.prompts.prompts[index].ids.tolist() for _, index, _ in asked]
         prompts = [self.prompts.prompts[index] for _, index, _ in asked]
-        scored = self.mix.score(answers(prompts, written, self.tokenizer, [index for _, index, _ in asked]))
         seeds = [seed_of(self.recipe.seed, n, k) for n, _, k in asked]
         written = self.writer.write([ask_of(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
+        scored = self.mix.score(answers(prompts, written, self.tokenizer, [index for _, index, _ in asked]))
         found = [self._completion(index, one) for (_, index, _), one in zip(asked, written, strict=True)]
         found = self._known(found, ids)
         found = [replace(one, reward=self._reward(one, total)) for one, total in zip(found, scored.totals, strict=True)]
@@ -241,18 +241,18 @@ def answers(
             finished=one.finished,
             row=prompt.row,
             index=index,
-        )
             **told_of(one.talk),
+        )
         for prompt, one, index in zip(prompts, written, indices, strict=True)
     ]
 
 
-def metrics_of(scored: Scored) -> dict[str, tuple[float, float]]:
 def ask_of(prompt: Prompt, seed: int) -> Ask:
     """A completion of a prompt, to be written."""
     return Ask(prompt.ids.tolist(), seed, tools=prompt.tools)
 
 
+def metrics_of(scored: Scored) -> dict[str, tuple[float, float]]:
     """What the rewards measure, with the spread of each."""
     found = dict(scored.metrics())
     for name, outcomes in scored.parts.items():

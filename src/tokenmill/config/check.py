@@ -138,17 +138,6 @@ def _distilling(r: Recipe) -> Iterator[Problem]:
         yield ("distill.weight",), "distill.weight=0 without hidden_weight learns nothing from the teacher"
 
 
-_LORA = ("rank", "alpha", "rslora", "lora_plus", "dropout")
-_ADAPTER = {
-    "lora": (*_LORA, "targets", "layers"),
-    "dora": (*_LORA, "targets", "layers"),
-    "prefix": ("virtual_tokens", "init_text"),
-    "prompt": ("virtual_tokens", "init_text"),
-    "ia3": ("targets", "layers"),
-    "bottleneck": ("bottleneck_size", "bottleneck_at", "dropout", "layers"),
-}
-"""What each kind of adapter reads, beside new_tokens and train_also."""
-
 def _teacher_elsewhere(r: Recipe) -> Iterator[Problem]:
     if r.distill.url is None:
         return
@@ -181,6 +170,17 @@ def _rounding(r: Recipe) -> Iterator[Problem]:
     if r.adapter is not None and r.adapter.dropout:
         yield ("qat", "adapter.dropout"), "qat folds the adapter into the weight, where its inputs cannot be dropped"
 
+
+_LORA = ("rank", "alpha", "rslora", "lora_plus", "dropout")
+_ADAPTER = {
+    "lora": (*_LORA, "targets", "layers"),
+    "dora": (*_LORA, "targets", "layers"),
+    "prefix": ("virtual_tokens", "init_text"),
+    "prompt": ("virtual_tokens", "init_text"),
+    "ia3": ("targets", "layers"),
+    "bottleneck": ("bottleneck_size", "bottleneck_at", "dropout", "layers"),
+}
+"""What each kind of adapter reads, beside new_tokens and train_also."""
 
 
 def _without_effect(r: Recipe) -> Iterator[Problem]:
