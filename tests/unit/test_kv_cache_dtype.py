@@ -63,7 +63,7 @@ def test_torch_keeps_what_it_is_told(folder: Path) -> None:
     exact = logprobs(Engine(model, num_blocks=8))
     engine = Engine(model, num_blocks=8, max_tokens_per_step=9, kv_cache_dtype="bf16")
     assert isinstance(engine._passes, TorchPass)
-    assert engine._passes.layers[0][0].dtype == torch.bfloat16
+    assert engine._passes.layers[0][0].rows_BPKD.dtype == torch.bfloat16
     assert 1e-4 < (logprobs(engine) - exact).abs().max() < 0.02
     assert (logprobs(Engine(model, num_blocks=8, kv_cache_dtype="fp32")) - exact).abs().max() < 1e-5
 

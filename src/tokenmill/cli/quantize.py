@@ -92,7 +92,16 @@ def quantize(
         bool | None, typer.Option("--clip/--no-clip", help="awq: search where to clip each group. [default: yes]")
     ] = None,
     smooth: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="w8a8: SmoothQuant's strength, 0.5 say. [default: 0]")
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="w8a8, llm-int8: SmoothQuant's strength; 0: none, no data. [default: searched]"
+        ),
+    ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE", help="Also scales for keys and values as int8 (by head) or fp8 (by layer), from the data."
+        ),
     ] = None,
     compare: Annotated[
         str | None,
@@ -108,11 +117,18 @@ def quantize(
     from tokenmill.formats.aside import refuse_taken
     from tokenmill.quant.settings import settings
 
-    choices = {"budget": bits_budget, "damping": damping, "act_order": act_order, "clip": clip, "smooth": smooth}
-    given = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "layout": layout, **choices}
+    choices: dict[str, Any] = {
+        "budget": bits_budget,
+        "damping": damping,
+        "act_order": act_order,
+        "clip": clip,
+        "smooth": smooth,
+    }
+    choices |= {"symmetric": symmetric, "layout": layout, "kv_cache": kv_cache}
+    given = {"bits": bits, "group_size": group_size, **choices}
     if compare is not None and any(value is not None for value in given.values()):
         raise UsageError("--compare names methods, bits and groups itself; leave the other choices out")
-    wanted = _compared(compare) if compare is not None else {method: settings(method, **given)}  # type: ignore[arg-type]
+    wanted = _compared(compare) if compare is not None else {method: settings(method, **given)}
     refuse_taken(out)
     if any(one.calibrated for one in wanted.values()) and not data:
         raise UsageError("calibration data is needed: --data FILE")

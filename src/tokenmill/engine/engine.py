@@ -24,7 +24,7 @@ from tokenmill.engine.block_pool import BlockPool
 from tokenmill.engine.generate import check_request, next_step
 from tokenmill.engine.pace import Pace
 from tokenmill.engine.request import Request, Step
-from tokenmill.engine.runner import TorchPass, run
+from tokenmill.engine.runner import SCALED, TorchPass, run
 from tokenmill.engine.sampler import Sampler
 from tokenmill.engine.scheduler import Scheduler, Work
 from tokenmill.models.packing import can_pack
@@ -45,7 +45,8 @@ class PassError(TokenmillError):
 
 
 CACHE_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-"""How keys and values are stored. ``auto``: as the model computes; beside quantised weights, ``bf16``."""
+"""How keys and values are stored. ``auto``: as the model's folder asks for (``quantize --kv-cache``); without that as
+the model computes, and beside quantised weights ``bf16``."""
 
 
 def cache_dtype_of(name: str) -> torch.dtype | None:
@@ -54,6 +55,17 @@ def cache_dtype_of(name: str) -> torch.dtype | None:
         near = did_you_mean(name, CACHE_DTYPES)
         raise UsageError(f"kv_cache_dtype {name!r} is not known{near}; known: {', '.join(CACHE_DTYPES)}")
     return CACHE_DTYPES[name]
+
+
+def folders_cache(model: Decoder, packed: bool) -> torch.dtype | None:
+    """The type of the cache that a model's folder asks for, None where it asks for none or nobody here has it."""
+    scales = model.cache_scales
+    if scales is None:
+        return None
+    if packed and scales.kind == "fp8":
+        log.info("the folder's scales are of an FP8 cache, which the kernels do not have: bfloat16 keeps more")
+        return None
+    return next(dtype for dtype, kind in SCALED.items() if kind == scales.kind)
 
 
 def cache_blocks(model: Decoder, tokens: int, block_size: int, itemsize: float) -> int:
@@ -127,7 +139,10 @@ class Engine:
         wanted = max_length or model.config.max_position
         packed = is_packed(model) or (trained and can_pack(model, model.device))
         block_size = block_size or (native_pass.BLOCK_SIZE if packed else BLOCK_SIZE)
-        if cache == torch.int8 and not packed:
+        if kv_cache_dtype == "auto":
+            cache = folders_cache(model, packed)
+        scaled = model.cache_scales is not None and model.cache_scales.kind == "int8"
+        if cache == torch.int8 and not packed and not scaled:
             raise native_pass.no_int8(why_not() or "its weights are not in the kernels' layout")
         stored = native_pass.cache_dtype(model, cache, matrices) if packed else cache or model.dtype
         blocks = num_blocks or cache_blocks(model, max(2 * wanted, 16384), block_size, cached_bytes(model, stored))
@@ -135,7 +150,7 @@ class Engine:
         recorded = None
         if packed:
             how = {"deterministic": deterministic, "trained": trained, "matrices": matrices}
-            recorded = native_pass.record(model, blocks, block_size, cache=cache, **how)
+            recorded = native_pass.record(model, blocks, block_size, cache=cache, needed=not scaled, **how)
         if recorded is not None:
             max_tokens_per_step = min(max_tokens_per_step, native_pass.MAX_ROWS)
         self.scheduler = Scheduler(

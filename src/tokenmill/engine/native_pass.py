@@ -172,17 +172,23 @@ class NativePass:
 
 
 def record(
-    model: Decoder, num_blocks: int, block_size: int, *, cache: torch.dtype | None = None, **how: Any
+    model: Decoder,
+    num_blocks: int,
+    block_size: int,
+    *,
+    cache: torch.dtype | None = None,
+    needed: bool = True,
+    **how: Any,
 ) -> NativePass | None:
     """A native pass over a packed model, or None (and the reason in the log) where it cannot be recorded.
 
     ``how``: as :class:`NativePass` takes it. UsageError where an int8 cache is wanted and there is no native pass to
-    read it.
+    read it; not where one is not ``needed`` for that, since the model has scales for torch.
     """
     try:
         return NativePass(model, num_blocks, block_size, cache=cache, **how)
     except CannotRecord as reason:
-        if cache == torch.int8:
+        if cache == torch.int8 and needed:
             raise no_int8(str(reason)) from None
         log.info("this model runs on torch: %s", reason)
         return None

@@ -14,9 +14,41 @@ from torch import Tensor
 
 from tokenmill.engine.prompt_scores import score_prompt
 from tokenmill.engine.scheduler import Work
+from tokenmill.formats.cache_scales import MOST
 from tokenmill.nn.context import How
 from tokenmill.nn.decoder import Decoder
 from tokenmill.ops.attention import attention
+
+SCALED = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
+"""Types of a cache that need scales, by the names of these."""
+
+
+class Side:
+    """Keys or values of one layer, [B, P, K, D]: numbers of a float type, or codes times given scales."""
+
+    def __init__(self, rows_BPKD: Tensor, scale_K: Tensor | None = None) -> None:
+        """``scale_K``: [K] or [1], beside int8 or float8_e4m3fn; what it does not reach is cut off."""
+        self.rows_BPKD = rows_BPKD
+        self.scale_K1 = None if scale_K is None else scale_K.to(rows_BPKD.device)[:, None]
+
+    def write(self, slots_T: Tensor, x_TKD: Tensor) -> None:
+        """Put rows into their slots."""
+        rows_BPKD, stored = self.rows_BPKD, x_TKD.to(self.rows_BPKD.dtype)
+        if self.scale_K1 is not None:
+            steps_TKD = x_TKD.float() / self.scale_K1
+            most = MOST["int8" if rows_BPKD.dtype == torch.int8 else "fp8"]
+            steps_TKD = steps_TKD.round() if rows_BPKD.dtype == torch.int8 else steps_TKD
+            # as bytes: torch does not scatter FP8 on every device
+            stored = steps_TKD.clamp(-most, most).to(rows_BPKD.dtype).view(torch.int8)
+            rows_BPKD = rows_BPKD.view(torch.int8)
+        rows_BPKD.flatten(0, 1)[slots_T] = stored
+
+    def read(self, rows: slice | Tensor, end: int, dtype: torch.dtype) -> Tensor:
+        """The first ``end`` positions of a sequence's blocks, [S, K, D]."""
+        if self.scale_K1 is None:
+            return self.rows_BPKD[rows].flatten(0, 1)[:end].to(dtype)
+        codes_SKD = self.rows_BPKD.view(torch.int8)[rows].flatten(0, 1)[:end].view(self.rows_BPKD.dtype)
+        return (codes_SKD.float() * self.scale_K1).to(dtype)
 
 
 class Paged:
@@ -41,13 +73,12 @@ class Paged:
         )
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: How) -> Tensor:
-        keys_BPKD, values_BPKD = self.cache.layers[layer]
-        keys_BPKD.flatten(0, 1)[self.slots_T] = k_TKD.to(keys_BPKD.dtype)
-        values_BPKD.flatten(0, 1)[self.slots_T] = v_TKD.to(values_BPKD.dtype)
+        keys, values = self.cache.layers[layer]
+        keys.write(self.slots_T, k_TKD)
+        values.write(self.slots_T, v_TKD)
         outputs = []
         for rows, q_QHD, end in zip(self.rows, q_THD.split(self.q_lens), self.kv_lens, strict=True):
-            k_SKD = keys_BPKD[rows].flatten(0, 1)[:end].to(q_QHD.dtype)
-            v_SKD = values_BPKD[rows].flatten(0, 1)[:end].to(q_QHD.dtype)
+            k_SKD, v_SKD = (side.read(rows, end, q_QHD.dtype) for side in (keys, values))
             outputs.append(attention(q_QHD, k_SKD, v_SKD, q_lens=[q_QHD.shape[0]], kv_lens=[end], **how))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
@@ -78,6 +109,7 @@ class TorchPass:
     """Runs a model's own code on torch. Memory of the cache is claimed when it is first written.
 
     ``cache``: the type its numbers are stored in, the model's own by default; others are cast back when they are read.
+    One of 8 bits takes the scales that the model's folder has.
     """
 
     def __init__(self, model: Decoder, num_blocks: int, block_size: int, cache: torch.dtype | None = None) -> None:
@@ -87,7 +119,12 @@ class TorchPass:
             return torch.empty(num_blocks, block_size, heads, size, dtype=cache or model.dtype, device=model.device)
 
         parts = [layer.attention for layer in model.config.layers]
-        self.layers = [tuple(tensor(a.num_kv_heads, a.head_dim) for _ in range(2)) for a in parts]
+        scales = model.cache_scales if cache in SCALED else None
+        sides = [scales.keys, scales.values] if scales is not None else [[None] * len(parts)] * 2
+        self.layers = [
+            tuple(Side(tensor(a.num_kv_heads, a.head_dim), side[layer]) for side in sides)
+            for layer, a in enumerate(parts)
+        ]
 
     def hidden(self, work: Sequence[Work]) -> Tensor:
         tokens = [token for piece in work for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]

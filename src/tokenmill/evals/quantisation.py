@@ -69,6 +69,7 @@ class Result:
             "group_size": self.settings.group_size,
             "symmetric": self.settings.symmetric,
             "layout": self.settings.layout,
+            "kv_cache": self.settings.kv_cache,
             "seconds": round(self.seconds, 3),
             "weight_bits": round(self.weight_bits, 4),
             "bytes": self.nbytes,

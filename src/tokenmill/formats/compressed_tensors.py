@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.errors import ConfigError
+from tokenmill.formats.cache_scales import Kind, kind_of, scheme
 from tokenmill.formats.codes import Codes, pack_words, unpack_words
 
 Format = Literal["pack-quantized", "int-quantized", "float-quantized"]
@@ -47,6 +48,8 @@ class CompressedTensors:
     inputs: Inputs | None = None
     """What activations are rounded to, token by token, before they are multiplied."""
     act_order: str | None = None
+    kv_cache: Kind | None = None
+    """What keys and values are kept as; their scales lie beside the projections."""
 
     name = "compressed-tensors"
     suffixes = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".weight")
@@ -65,7 +68,8 @@ class CompressedTensors:
         inputs = {_inputs(group.get("input_activations"), source) for group in groups.values()}
         if len(inputs) > 1:
             raise ConfigError(f"{source}: layers whose inputs are quantised in different ways are not supported")
-        return cls(form, tuple(found), tuple(config.get("ignore") or ()), inputs.pop())
+        cache = kind_of(config.get("kv_cache_scheme"), source)
+        return cls(form, tuple(found), tuple(config.get("ignore") or ()), inputs.pop(), kv_cache=cache)
 
     def config(self) -> dict[str, Any]:
         """``quantization_config`` of what is written."""
@@ -75,7 +79,7 @@ class CompressedTensors:
             "format": self.format,
             "quantization_status": "compressed",
             "global_compression_ratio": None,
-            "kv_cache_scheme": None,
+            "kv_cache_scheme": None if self.kv_cache is None else scheme(self.kv_cache),
             "ignore": list(self.ignore),
             "config_groups": groups,
         }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.errors import ConfigError, FormatError, did_you_mean
+from tokenmill.formats import cache_scales
 from tokenmill.formats.awq import AWQ
 from tokenmill.formats.bitsandbytes import BitsAndBytes
 from tokenmill.formats.codes import Codes
@@ -73,6 +74,9 @@ class QuantisedFolder(HFFolder):
         self._stored = super().infos()
         self._parts = self._find_parts()
         inner = {name for parts in self._parts.values() for name in parts.values()}
+        self.kv_cache: cache_scales.Kind | None = getattr(self.layout, "kv_cache", None)
+        if self.kv_cache is not None:
+            inner |= {name for name in self._stored if name.endswith(cache_scales.SUFFIXES)}
         self._infos = {name: info for name, info in self._stored.items() if name not in inner}
         for module, parts in self._parts.items():
             infos = {suffix: self._stored[name] for suffix, name in parts.items()}
@@ -95,6 +99,15 @@ class QuantisedFolder(HFFolder):
         """The codes of a layer's ``weight``; None for a tensor that is not quantised."""
         module = name.removesuffix(".weight")
         return self._read(module) if module in self._parts and name.endswith(".weight") else None
+
+    def cache_scales(self, attentions: Mapping[str, int]) -> cache_scales.CacheScales | None:
+        """Scales of keys and values, None where the folder has none; ``attentions`` as :func:`cache_scales.read`."""
+        if self.kv_cache is None:
+            return None
+        names = [name for name in self._stored if name.endswith(cache_scales.SUFFIXES)]
+        return cache_scales.read(
+            {name: HFFolder.load(self, name) for name in names}, self.kv_cache, attentions, self.path
+        )
 
     def _read(self, module: str) -> Codes:
         try:

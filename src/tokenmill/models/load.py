@@ -19,6 +19,7 @@ from tokenmill.core.errors import ConfigError, FormatError, did_you_mean
 from tokenmill.formats import open_tensors
 from tokenmill.formats.gguf import GGUFFile
 from tokenmill.formats.hf_folder import HFFolder, write_hf_folder
+from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.models import (
     bert,
@@ -43,7 +44,7 @@ from tokenmill.models.family import Family
 from tokenmill.models.packed_file import PackedFile
 from tokenmill.models.packing import can_pack, pack_floats
 from tokenmill.models.scorer import is_scorer, read_scorer
-from tokenmill.models.weights import Network, Table, check_plain, file_tensors, load_weights
+from tokenmill.models.weights import Network, Table, attention_names, check_plain, file_tensors, load_weights
 from tokenmill.nn.config import Config, DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from tokenmill.nn.cost import parameters
 from tokenmill.nn.decoder import Decoder
@@ -216,6 +217,10 @@ def model_from_file(
         hold=serve and not pack,
         filled=partial(saved.fill, network) if pack else tuple,
     )
+    if serve and isinstance(file, QuantisedFolder) and isinstance(network, Decoder):
+        heads = [layer.attention.num_kv_heads for layer in network.config.layers]
+        attentions = attention_names(table, len(heads))
+        network.cache_scales = file.cache_scales(dict(zip(attentions, heads, strict=True)))
     if pack:
         pack_floats(network)
         saved.save_soon(network)

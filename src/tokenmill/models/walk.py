@@ -84,11 +84,11 @@ def walk(decoder: Decoder, documents: Sequence[Tensor]) -> Iterator[LayerStep]:
     context or of another vocabulary.
     """
     check_documents(decoder, documents)
-    batches = _batches(documents)
-    contexts = [Packed([len(document) for document in batch], decoder.device) for batch in batches]
+    together = batches(documents)
+    contexts = [Packed([len(document) for document in batch], decoder.device) for batch in together]
     begun = [
         decoder.begin(decoder.embed(torch.cat(list(batch)).to(decoder.device)), context)
-        for batch, context in zip(batches, contexts, strict=True)
+        for batch, context in zip(together, contexts, strict=True)
     ]
     states = [x_TC for x_TC, _ in begun]
     blocks = zip(decoder.layers, decoder.config.layers, strict=True)
@@ -118,16 +118,16 @@ def check_documents(decoder: Decoder, documents: Sequence[Tensor]) -> None:
         )
 
 
-def _batches(documents: Sequence[Tensor]) -> list[list[Tensor]]:
+def batches(documents: Sequence[Tensor]) -> list[list[Tensor]]:
     """Documents that go through a layer together."""
-    batches: list[list[Tensor]] = []
+    together: list[list[Tensor]] = []
     size = TOKENS_AT_ONCE + 1
     for document in documents:
         if not len(document):
             continue
         if size + len(document) > TOKENS_AT_ONCE:
-            batches.append([])
+            together.append([])
             size = 0
-        batches[-1].append(document)
+        together[-1].append(document)
         size += len(document)
-    return batches
+    return together

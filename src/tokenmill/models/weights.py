@@ -105,6 +105,12 @@ def modules_by_name(model: Network, table: Table) -> list[Named]:
     return found
 
 
+def attention_names(table: Table, num_layers: int) -> list[str]:
+    """What holds a layer's attention projections in the file, layer by layer (``model.layers.0.self_attn``)."""
+    (entry,) = (entry for entry in table if "layers.{layer}.attn.k" in entry.ours)
+    return [entry.theirs.replace("{layer}", str(layer)).rpartition(".")[0] for layer in range(num_layers)]
+
+
 def rows_from_file(tensor: Tensor, how: Row, model: Network) -> Tensor:
     """Rows [out, ...] of the file in our order. A file's transposition does not concern what has rows of its own."""
     return _rotary_pairs(tensor, _head_dim(model), to_neighbours=False) if how.interleaved else tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tokenmill.formats.cache_scales import CacheScales
 from tokenmill.nn.attention import Attention
 from tokenmill.nn.config import DecoderConfig, LayerConfig, MoEConfig, RopeConfig
 from tokenmill.nn.context import AttentionContext
@@ -73,6 +74,8 @@ class Decoder(nn.Module):
         ropes = dict.fromkeys(layer.attention.rope for layer in config.layers)  # a set that keeps its order
         self.rotaries = {rope: Rotary(rope) for rope in ropes if rope is not None}
         self.prompt: Prompt | None = None
+        self.cache_scales: CacheScales | None = None
+        """What the model's folder says of keys and values in 8 bits; an engine's cache asks for it."""
 
     def hidden(self, tokens_T: Tensor, context: AttentionContext) -> Tensor:
         """The normalised hidden state of every token, [T, C]."""

@@ -22,10 +22,12 @@ from tokenmill.core.errors import ConfigError, UsageError
 from tokenmill.core.log import get_logger
 from tokenmill.core.paths import atomic_write
 from tokenmill.core.version import __version__
+from tokenmill.formats.cache_scales import CacheScales
 from tokenmill.models.load import Model
 from tokenmill.models.walk import LayerStep, walk
 from tokenmill.nn.decoder import Block, Decoder
 from tokenmill.nn.moe import MoE
+from tokenmill.quant.kv_cache import cache_scales
 from tokenmill.quant.layers import LayerRecord, Stored, install, layers_of, quantise_block
 from tokenmill.quant.mixed import chosen_bits
 from tokenmill.quant.settings import Settings
@@ -49,6 +51,8 @@ class Quantised:
     """Layers that an earlier run had done."""
     losses: dict[str, float] = field(default_factory=dict)
     """Where layers have bits of their own: nats a token that each one's unit is thought to lose by its number."""
+    cache: CacheScales | None = None
+    """Scales of keys and values, where they were asked for."""
 
 
 def quantise(
@@ -100,6 +104,8 @@ def quantise(
         result.records += quantised.records
         if progress is not None:
             progress(index + 1, decoder.config.num_layers)
+    if settings.kv_cache is not None:
+        result.cache = cache_scales(decoder, documents, settings.kv_cache)
     return result
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.errors import FormatError, UsageError
+from tokenmill.formats import cache_scales
 from tokenmill.formats.codes import Codes, stacked
 from tokenmill.formats.hf_folder import write_hf_folder
 from tokenmill.formats.nf4 import NF4
 from tokenmill.formats.quantised_folder import Layout, QuantisedFolder
 from tokenmill.models.load import build
-from tokenmill.models.weights import Slot, file_tensor, slots
+from tokenmill.models.weights import Slot, attention_names, file_tensor, slots
 from tokenmill.nn.decoder import Decoder
 from tokenmill.quant.grid import Grid
 from tokenmill.quant.layers import Stored, as_codes
@@ -88,6 +89,10 @@ def _tensors(
         else:
             parts = [_plain(decoder, name, slot.expert) for name in slot.ours]
             yield slot.theirs, file_tensor(decoder, slot, parts).to(dtype)
+    if quantised.cache is not None:
+        names = attention_names(quantised.model.family.weights, decoder.config.num_layers)
+        for layer, name in enumerate(names):
+            yield from cache_scales.written(quantised.cache, layer, name).items()
 
 
 def _plain(decoder: Decoder, name: str, expert: int | None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from tokenmill.core.errors import UsageError, did_you_mean
 from tokenmill.formats.awq import AWQ
 from tokenmill.formats.bitsandbytes import BitsAndBytes
+from tokenmill.formats.cache_scales import Kind
 from tokenmill.formats.compressed_tensors import CompressedTensors, Weights
 from tokenmill.formats.gptq import GPTQ
 from tokenmill.formats.quantised_folder import Layout
@@ -75,6 +76,9 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+CACHES: tuple[Kind, ...] = ("int8", "fp8")
+SMOOTHED = ("w8a8", "llm-int8")
+"""Methods that round inputs to even steps."""
 MIXED = ("rtn", "gptq", "awq")
 """Methods that can give layers bits of their own."""
 
@@ -99,6 +103,8 @@ class Settings:
     """W8A8: SmoothQuant's strength; 0 is none."""
     budget: float | None = None
     """Bits a weight in the mean, scales included; each layer gets its own (``quant/mixed.py``), at least ``bits``."""
+    kv_cache: Kind | None = None
+    """Also scales for a cache of keys and values in 8 bits (``quant/kv_cache.py``)."""
 
     @property
     def inputs(self) -> str | None:
@@ -108,7 +114,17 @@ class Settings:
     @property
     def calibrated(self) -> bool:
         """Whether calibration data is needed."""
-        return METHODS[self.method].calibrated or self.smooth > 0 or self.budget is not None
+        return METHODS[self.method].calibrated or self.smoothed or self.budget is not None or self.kv_cache is not None
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether outliers of inputs are moved into the weights before them."""
+        return self.method in SMOOTHED and self.smooth != 0
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether columns are rounded in turn, each one's error made up for by the next ones (GPTQ)."""
+        return self.method in ("gptq", "codebook") or self.smoothed
 
     def grid(self, dtype: torch.dtype) -> Grid:
         """How weights are rounded in a file whose other tensors have this dtype."""
@@ -130,6 +146,7 @@ def settings(
     clip: bool | None = None,
     smooth: float | None = None,
     budget: float | None = None,
+    kv_cache: Kind | None = None,
 ) -> Settings:
     """Settings of a method, its defaults where None is given. UsageError for what it cannot be, or has no use for."""
     if method not in METHODS:
@@ -138,6 +155,8 @@ def settings(
     layout = _one_of("layout", layout, about.layouts, method)
     if budget is not None and (method not in MIXED or layout != "compressed-tensors"):
         raise UsageError(f"a budget of bits is for {', '.join(MIXED)} in the layout compressed-tensors")
+    if kv_cache is not None and layout != "compressed-tensors":
+        raise UsageError(f"scales of a cache are held by the layout compressed-tensors, not by {layout}")
     bits = _one_of("bits", min(about.bits) if budget is not None and bits is None else bits, about.bits, method)
     if about.group_size is None and group_size is not None:
         raise UsageError(f"{method} has no group size")
@@ -172,6 +191,7 @@ def settings(
         clip=Settings.clip if clip is None else clip,
         smooth=Settings.smooth if smooth is None else smooth,
         budget=budget,
+        kv_cache=None if kv_cache is None else _one_of("a cache of", kv_cache, CACHES, method),
     )
 
 
@@ -209,6 +229,7 @@ def layout_for(settings: Settings, grids: Mapping[str, Grid]) -> Layout:
         groups,
         inputs=settings.inputs,  # type: ignore[arg-type]
         act_order="static" if settings.method == "gptq" and settings.act_order else None,
+        kv_cache=settings.kv_cache,
     )
 
 

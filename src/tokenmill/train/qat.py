@@ -115,7 +115,10 @@ class RoundedAdapted(AdaptedLinear):
 
 def qat_settings(config: QatConfig) -> Settings:
     """What ``tokenmill quantize`` is to be asked for; UsageError where it could not be."""
-    return settings(config.method, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric)
+    smooth = 0.0 if config.method == "w8a8" else None  # training moves outliers itself, and weights are rounded plainly
+    return settings(
+        config.method, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric, smooth=smooth
+    )
 
 
 def round_layers(model: Model, config: QatConfig) -> int:
