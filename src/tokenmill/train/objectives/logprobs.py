@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokenmill.nn.context import Packed
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import Linear
+from tokenmill.nn.shared import hidden_states
 from tokenmill.ops.cross_entropy import CHUNK_VALUES
 from tokenmill.ops.token_logprobs import chunked_token_logprobs, linear_token_logprobs
 
@@ -42,7 +42,7 @@ def head_logprobs(model: Decoder, hidden_TC: Tensor, labels_T: Tensor, temperatu
 
 def batch_logprobs(model: Any, batch: Batch, labels_T: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
     """One forward pass over packed documents; log-probabilities [T] of ``labels_T``, by default the batch's."""
-    hidden_TC = model.hidden(batch.tokens_T, Packed(batch.lengths, batch.tokens_T.device))
+    hidden_TC = hidden_states(model, batch.tokens_T, batch.lengths)
     return head_logprobs(model, hidden_TC, batch.labels_T if labels_T is None else labels_T, temperature)
 
 

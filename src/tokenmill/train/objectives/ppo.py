@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenmill.config.policy import PolicyConfig
 from tokenmill.config.ppo import PpoConfig
-from tokenmill.nn.context import Packed
+from tokenmill.nn.shared import hidden_states
 from tokenmill.train.objectives.base import Loss, Metric
 from tokenmill.train.objectives.logprobs import head_logprobs
 from tokenmill.train.objectives.policy import BOUND, Tokens, clipped_surrogate, correction, mismatch
@@ -63,7 +63,7 @@ class Ppo:
 def evaluate(model: Any, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the labels and values of all positions, [T] both."""
     critic: Critic = model.critic
-    hidden_TC = model.hidden(batch.tokens_T, Packed(batch.lengths, batch.tokens_T.device))
+    hidden_TC = hidden_states(model, batch.tokens_T, batch.lengths)
     logps_T = head_logprobs(model, hidden_TC, batch.labels_T, temperature)
     return logps_T, critic(hidden_TC, batch.tokens_T, batch.lengths)
 
