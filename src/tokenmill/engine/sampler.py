@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.request import Logprobs, Request
-from tokenmill.ops.sampling import GREEDY_BELOW, apply_bias, apply_penalties, candidates, sample
+from tokenmill.ops.sampling import GREEDY_BELOW, apply_bias, apply_penalties, candidates, draw, sample
 
 
 class Sampler:
@@ -52,13 +52,17 @@ class Sampler:
         if request.guide is not None:
             allowed_V = torch.from_numpy(request.guide.mask()).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, float("-inf"))
-        if not math.isfinite(float(logits_V.max())):
+        if not math.isfinite(float(logits_V.amax())):  # amax: without the place, half the time
             raise _nothing_left(raw_V)
         how = {name: getattr(params, name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
-        token = sample(logits_V, **how, generator=self.generator)
-        if params.drawn_logprobs and params.temperature >= GREEDY_BELOW:
+        if params.drawn_logprobs and params.temperature >= GREEDY_BELOW and params.logprobs is not None:
             values_C, ids_C = candidates(logits_V, **how)
-            raw_V = values_C if ids_C is None else torch.full_like(logits_V, -math.inf).index_copy(0, ids_C, values_C)
+            log_p_V = torch.log_softmax(values_C, dim=-1)  # one softmax, to draw from and to tell
+            if ids_C is not None:
+                log_p_V = torch.full_like(logits_V, -math.inf).index_copy(0, ids_C, log_p_V)
+            token = draw(log_p_V.exp(), self.generator)
+            return token, logprobs_of(log_p_V, token, params.logprobs)
+        token = sample(logits_V, **how, generator=self.generator)
         return token, _logprobs(raw_V, token, params.logprobs)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tokenmill.ops.registry import Op
 
 GREEDY_BELOW = 1e-5  # of the temperature
+STRETCH = 256
 
 
 def apply_bias(logits_V: Tensor, bias: Mapping[int, float]) -> Tensor:
@@ -89,15 +90,26 @@ def sample(
 
 
 def draw(p_C: Tensor, generator: torch.Generator | None = None) -> int:
-    """An index by its probability, from one random number and the running sum.
+    """An index by its probability, from one random number and the running sum: of stretches of the vocabulary first,
+    then within the one that it falls into.
 
-    ``torch.multinomial`` draws one for every index: 2.4 ms for 49,152 words on one core, where this takes 0.17.
+    ``torch.multinomial`` draws one for every index: 2.4 ms for 49,152 words on one core; one running sum over all of
+    them takes 0.11, this half of it.
     """
-    total_C = p_C.cumsum(-1, dtype=torch.float64)
-    at = torch.rand(1, dtype=torch.float64, device=p_C.device, generator=generator) * total_C[-1]
-    # right: the first index whose running sum is above, so what has no probability is never drawn
-    index = torch.searchsorted(total_C, at, right=True).clamp(max=len(p_C) - 1)
-    return int(index) if p_C[index] > 0 else int(p_C.nonzero()[-1])
+    drawn = torch.rand(1, dtype=torch.float64, device=p_C.device, generator=generator)
+    whole = len(p_C) // STRETCH * STRETCH
+    sums_S = p_C[:whole].view(-1, STRETCH).sum(-1, dtype=torch.float64)
+    before_S = torch.cat([sums_S, p_C[whole:].sum(dtype=torch.float64)[None]]).cumsum(0)
+    at = drawn * before_S[-1]
+    # right: the first place whose running sum is above, so what has no probability is never drawn
+    stretch = min(int(torch.searchsorted(before_S, at, right=True)), len(before_S) - 1)
+    if stretch:
+        at = at - before_S[stretch - 1]
+    first = stretch * STRETCH
+    within_C = p_C[first : first + STRETCH].cumsum(0, dtype=torch.float64)
+    index = first + min(int(torch.searchsorted(within_C, at, right=True)), max(len(within_C) - 1, 0))
+    # where both sums round differently the place may be just beyond the last word that can be drawn
+    return index if p_C[index : index + 1].any() else int(p_C[: index + 1].nonzero()[-1])
 
 
 def candidates(
@@ -110,7 +122,7 @@ def candidates(
     typical_p: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """The tokens that survive the filters: their logits over the temperature, and their ids (None: all, in order)."""
-    values = logits_V / temperature
+    values = logits_V if temperature == 1.0 else logits_V / temperature
     ids: Tensor | None = None
     if 0 < top_k < len(values):
         values, ids = values.topk(top_k)
