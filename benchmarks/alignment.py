@@ -1,6 +1,7 @@
 """What alignment does to the default model, on planted preferences: every objective, before and after.
 
     python benchmarks/alignment.py --work build/alignment
+    python benchmarks/alignment.py --work build/alignment --only kto reward
 
 Pairs are made from templates: the chosen answer begins with "Certainly!", the rejected one says the same without it, or
 begins with other words that make it the longer one, so that length tells nothing. Questions about things that no
@@ -35,7 +36,7 @@ QUESTIONS = ("Tell me about {}.", "What are {} for?", "Why do people like {}?", 
 ANSWERS = ("{} are useful.", "People like {}.", "There is a lot to say about {}.", "It depends on the {}.")
 HELD_OUT = 5
 """Things that no training pair names."""
-POLICIES = {"dpo": (5e-4, 10), "kto": (5e-4, 10), "orpo": (5e-4, 10), "simpo": (2e-4, 10)}
+POLICIES = {"dpo": (5e-4, 10), "kto": (5e-4, 36), "orpo": (5e-4, 24), "simpo": (3e-4, 30)}
 """Learning rate and optimiser steps: so few steps ask for a higher rate than the recipes' own; without a reference too
 high a one repeats itself."""
 REWARD = (5e-4, 10)
@@ -132,6 +133,7 @@ def judged(model: str, rows: list[dict[str, str]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/alignment"))
+    parser.add_argument("--only", nargs="+", choices=[*POLICIES, "reward"], default=[*POLICIES, "reward"])
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -144,13 +146,18 @@ def main() -> None:
         "model": MODEL,
         "pairs": {"training": len(rows_of(pairs)), "held_out": len(rows)},
     }
-    result["policies"] = {}
-    for recipe, (lr, steps) in POLICIES.items():
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result |= {"policies": known.get("policies", {}), "reward": known.get("reward")}
+    for recipe in (name for name in POLICIES if name in arguments.only):
+        lr, steps = POLICIES[recipe]
         run = trained(recipe, work, pairs, held_out, lr=lr, steps=steps, **values)
         result["policies"][recipe] = {"steps": steps, **compared(before, policy_of(run["model"], rows))}
-    lr, steps = REWARD
-    run = trained("reward", work, pairs, held_out, lr=lr, steps=steps, **values)
-    result["reward"] = {"steps": steps, **judged(run["model"], rows)}
+        print(recipe, result["policies"][recipe], flush=True)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if "reward" in arguments.only:
+        lr, steps = REWARD
+        run = trained("reward", work, pairs, held_out, lr=lr, steps=steps, **values)
+        result["reward"] = {"steps": steps, **judged(run["model"], rows)}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 

@@ -1,11 +1,13 @@
 """Policy gradients on the default model: what they teach, how fast the policy writes, and steps a minute beside a peer.
 
     python benchmarks/policy.py learn --work build/policy            # three seeds; what is stopped goes on where it was
+    python benchmarks/policy.py learn --work build/policy --seeds 2  # one of them, so that two can run at once
     python benchmarks/policy.py rollouts                             # the policy against the engine on the same weights
     python benchmarks/policy.py steps --peer-python PEER/bin/python  # the same rollouts by TRL's trainer, in turns
 
-``learn``: the model is asked about things in words that no rule limits, and rewarded for answers of two to ten words.
-The reward of held-out prompts is measured before the first step and at the end, with the same seeds. ``rollouts``: a
+``learn``: the model is asked about things in words that no rule limits, and rewarded for answers of two to twelve words
+(half) that are one sentence which comes to its end (half). The reward of held-out prompts is measured before the first
+step and at the end, with the same seeds. ``rollouts``: a
 batch of prompts is continued by the policy (with its adapter, drawing and log-probabilities) and by the plain engine
 on the same weights without them, greedily, as ``tokenmill bench throughput`` does; in turns, the median ratio counts.
 ``steps``: one process of each after the other, twice, with the same prompts, group, lengths, adapter and number
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,10 @@ QUESTIONS = (
 )
 SEEDS = (1, 2, 3)
 PROMPTS, GROUP, TOKENS = 4, 8, 40
+REWARDS = (
+    {"kind": "length", "unit": "words", "least": 2, "most": 12, "slack": 30, "weight": 0.5},
+    {"kind": "regex", "pattern": "[^.!?]+[.!?]", "whole": True, "weight": 0.5},
+)
 
 
 def write_prompts(path: Path) -> Path:
@@ -52,25 +59,24 @@ def write_prompts(path: Path) -> Path:
     return path
 
 
-def settings(prompts: Path, runs: Path, **values: Any) -> dict[str, Any]:
-    policy = {"prompts": PROMPTS, "group": GROUP, "completion_tokens": TOKENS}
-    rewards = [{"kind": "length", "unit": "words", "least": 2, "most": 10, "slack": 20}]
+def settings(prompts: Path, runs: Path, group: int = GROUP, **values: Any) -> dict[str, Any]:
+    policy = {"prompts": PROMPTS, "group": group, "completion_tokens": TOKENS}
     return {"model": MODEL, "data": {"path": str(prompts), "eval_share": 0.2}, "out": str(runs), "policy": policy,
-            "rewards": rewards, "eval_batches": 2, "trackers": [], **values}  # fmt: skip
+            "rewards": list(REWARDS), "eval_batches": 2, "trackers": [], **values}  # fmt: skip
 
 
-def learn(work: Path) -> dict[str, Any]:
+def learn(work: Path, seeds: Sequence[int]) -> dict[str, Any]:
     from tokenmill.align.policy import train
 
     prompts, found = write_prompts(work / "prompts.jsonl"), {}
-    for seed in SEEDS:
+    for seed in seeds:
         runs = work / f"seed-{seed}"
         result = None
         if not (runs / "done").exists():
             if (runs / "latest" / "checkpoints").is_dir():
                 result = train(resume=runs / "latest")
             else:
-                result = train("grpo", **settings(prompts, runs, seed=seed, steps=30, lr=4e-4, eval_every=10))
+                result = train("grpo", **settings(prompts, runs, seed=seed, steps=16, lr=5e-4, eval_every=0, group=6))
             if result.reason == "stopped":
                 raise SystemExit(f"stopped at step {result.step}; run the same command again to go on")
             (runs / "done").touch()
@@ -126,7 +132,7 @@ def rollouts(batch: int = 32, prompt_len: int = 64, rounds: int = 3) -> dict[str
             "ratio": statistics.median(ratios), "ratios": ratios}  # fmt: skip
 
 
-def steps(peer_python: Path, count: int = 3, rounds: int = 2) -> dict[str, Any]:
+def steps(peer_python: Path, count: int = 2, rounds: int = 2) -> dict[str, Any]:
     """Seconds a step without the first, of each run of either."""
     from tokenmill.models import load_model, load_tokenizer
 
@@ -175,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["learn", "rollouts", "steps", "own-steps"])
     parser.add_argument("--work", type=Path, default=Path("build/policy"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="learn: these runs")
     parser.add_argument("--peer-python", type=Path, help="an interpreter that has TRL and PEFT")
     parser.add_argument("--count", type=int, default=4, help="own-steps: how many")
     given = parser.parse_args()
@@ -183,7 +190,7 @@ def main() -> None:
         return
     if given.part == "steps" and given.peer_python is None:
         raise SystemExit("steps needs --peer-python")
-    found = {"learn": lambda: learn(given.work), "rollouts": rollouts, "steps": lambda: steps(given.peer_python)}
+    found = {"learn": lambda: learn(given.work, given.seeds), "rollouts": rollouts, "steps": lambda: steps(given.peer_python)}
     figures = found[given.part]()
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     RESULT.write_text(json.dumps({**known, given.part: figures, "load": os.getloadavg()[0]}, indent=1) + "\n")
