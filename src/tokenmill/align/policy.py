@@ -43,6 +43,7 @@ from tokenmill.train.evaluate import Evaluation
 from tokenmill.train.feed import Feed
 from tokenmill.train.objectives.logprobs import NO_LABEL, batch_logprobs
 from tokenmill.train.plan import Plan
+from tokenmill.train.plan_policy import longest_rollout
 from tokenmill.train.watch_protocol import Sample
 
 HELD_OUT = 1
@@ -267,9 +268,10 @@ def feed(plan: Plan, model: Model, world: World, store: Store | None = None) -> 
     recipe, policy = plan.recipe, plan.recipe.policy
     if recipe.objective == "distill":
         return distillation_feed(plan, model, world)
-    assert recipe.seq_len is not None
+    longest = longest_rollout(recipe, plan.splits)
+    assert longest is not None
     batch = -(-policy.prompts // world.size) * policy.group
-    engine = Writer(model.decoder, policy, plan.tokenizer.eos_token_ids, longest=recipe.seq_len, batch=batch)
+    engine = Writer(model.decoder, policy, plan.tokenizer.eos_token_ids, longest=longest, batch=batch)
     writer = with_tools(plan, engine) if recipe.tools.use else engine
     mix = build_rewards(recipe.rewards)
     reference = PolicyReference(plan, model, store) if policy.beta else None

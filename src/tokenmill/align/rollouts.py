@@ -25,9 +25,7 @@ from tokenmill.engine.native_pass import BLOCK_SIZE as NATIVE_BLOCK
 from tokenmill.engine.request import Request
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.nn.decoder import Decoder
-
-MOST_AT_ONCE = 256
-"""Completions that are decoded together; a rollout of more waits its turn."""
+from tokenmill.train.memory import MOST_AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from tokenmill.adapt import virtual_ids
 from tokenmill.config.recipe import COMPARING
 from tokenmill.core.errors import TokenmillError
 from tokenmill.data.batch import NO_LABEL
@@ -54,7 +55,8 @@ def sampler(
         asked = [(prompt, _ids(tokenizer, prompt, chat)) for prompt in prompts]
     else:
         asked = [(tokenizer.decode(ids), ids) for ids in beginnings(held_out)]
-    room = network.config.max_position - max_tokens
+    virtual = virtual_ids(network)  # a learned prompt or prefix stands before every prompt
+    room = network.config.max_position - max_tokens - len(virtual)
     asked = [(text, ids) for text, ids in asked if 0 < len(ids) < room]
     if not asked:
         return None
@@ -62,7 +64,7 @@ def sampler(
     def samples(step: int) -> Iterator[Sample]:
         params = SamplingParams(temperature=TEMPERATURE, max_tokens=max_tokens)
         requests = [
-            Request(prompt=list(ids), params=params, seed=seed + n, eos_token_ids=tokenizer.eos_token_ids, index=n)
+            Request([*virtual, *ids], params, seed=seed + n, eos_token_ids=tokenizer.eos_token_ids, index=n)
             for n, (_, ids) in enumerate(asked)
         ]
         training = network.training

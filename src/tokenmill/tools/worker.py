@@ -72,7 +72,7 @@ def text_of(value: Any) -> str:
         try:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
         except ValueError as error:
-            raise ValueError(f"the result cannot be told as JSON: {error}") from error
+            raise ValueError(f"a result is text, or JSON without nan and infinity: {error}") from error
     return str(value[:MOST_CHARACTERS])
 
 

@@ -6,13 +6,22 @@ from tokenmill.config.recipe import Recipe
 from tokenmill.nn import cost
 from tokenmill.nn.config import DecoderConfig, MoEConfig
 from tokenmill.ops.cross_entropy import SCORED_BYTES
+from tokenmill.ops.native import native
+
+MOST_AT_ONCE = 256
+"""Completions that are decoded together; a rollout of more waits its turn."""
 
 _STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw": 8.0, "paged_adamw_8bit": 2.1, "muon": 4.0}
 """Optimiser state a trained float32 weight: two moments, two of a byte with block scales, one."""
 
 
-def memory_needed(recipe: Recipe, decoder: DecoderConfig, parameters: int) -> dict[str, int]:
-    """Bytes on one process, part by part: what ``plan memory`` says of a training here (a test holds both alike)."""
+def memory_needed(
+    recipe: Recipe, decoder: DecoderConfig, parameters: int, *, longest: int | None = None
+) -> dict[str, int]:
+    """Bytes on one process, part by part: what ``plan memory`` says of a training here (a test holds both alike).
+
+    ``longest``: tokens of a policy's longest prompt with the longest completion; its rows are no longer than that.
+    """
     width = 4 if recipe.dtype == "float32" else 2
     trained = trained_parameters(recipe, decoder)
     base = parameters * (0.53 if recipe.quantize == "nf4" else width)
@@ -21,14 +30,31 @@ def memory_needed(recipe: Recipe, decoder: DecoderConfig, parameters: int) -> di
     if recipe.adapter is None and width == 2:
         # AdamW's moments have the weights' 16 bits, and what rounding cuts off is kept beside each weight
         state = (state / 2 if recipe.optimizer in ("adamw", "paged_adamw") else state) + 2
-    rows = recipe.micro_batch * (recipe.seq_len or 0)
-    return {
+    rows = recipe.micro_batch * (longest or recipe.seq_len or 0)
+    needed = {
         "weights": int(base) + (trained * own_width if recipe.adapter is not None else 0),
         "gradients": trained * own_width,
         "optimizer": int(trained * state),
         "activations": rows * width * _kept_values(recipe, decoder),
         "scores": min(rows * width * decoder.vocab_size, SCORED_BYTES),
     }
+    return needed | (_rollout(recipe, decoder, parameters, width, longest) if longest is not None else {})
+
+
+def _rollout(recipe: Recipe, decoder: DecoderConfig, parameters: int, width: int, longest: int) -> dict[str, int]:
+    """What a policy holds besides: the engine's cache and, where kernels compute it, its matrices in their layout; a
+    second model where the reference is none of its own weights, or where the critic is one."""
+    policy = recipe.policy
+    cached = {"auto": width, "fp32": 4, "bf16": 2, "int8": 1}[policy.rollout_cache]
+    tokens = min(policy.prompts * policy.group, MOST_AT_ONCE) * longest
+    found = {"rollout cache": int(tokens * cost.kv_bytes_per_token(decoder, cached))}
+    if native() is not None and recipe.device == "cpu":
+        found["rollout weights"] = parameters * (2 if policy.rollout_dtype == "bfloat16" else width)
+    if policy.beta and recipe.adapter is None:
+        found["reference"] = parameters * width
+    if recipe.objective == "ppo" and recipe.ppo.critic == "own":
+        found["critic"] = parameters * (2 * width + int(_STATE_BYTES.get(recipe.optimizer, 0.1)))
+    return found
 
 
 def _kept_values(recipe: Recipe, decoder: DecoderConfig) -> int:

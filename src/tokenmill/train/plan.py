@@ -30,9 +30,9 @@ from tokenmill.text.tokenizer import Tokenizer
 from tokenmill.tools.box import tool_schemas
 from tokenmill.train.memory import memory_needed
 from tokenmill.train.new_model import ROW, Derivations, new_model
-from tokenmill.train.plan_policy import policy_correction, policy_length
-
+from tokenmill.train.plan_policy import longest_rollout, policy_correction, policy_length
 from tokenmill.train.qat import qat_settings
+
 CAUSAL = ("next_token", "sft", "distill")
 """Objectives whose evaluation is the likelihood of the tokens that follow."""
 WHOLE = ("mlm", "span", "reward")
@@ -100,9 +100,9 @@ def plan_run(
         NotFoundError: no such model or file.
     """
     recipe, open_values = composed.recipe, Derivations()
-    if recipe.model is None:
     if recipe.qat is not None:
         qat_settings(recipe.qat)
+    if recipe.model is None:
         tokenizer, config = new_model(recipe, open_values, store)
     else:
         file = open_tensors((store or Store()).resolve(recipe.model, pull=True).path)
@@ -123,7 +123,8 @@ def plan_run(
         policy_correction(recipe, open_values)
     resolved = composed.derived(open_values.values, open_values.reasons)
     derivations = tuple((key, open_values.values[key], why) for key, why in open_values.reasons.items())
-    memory = memory_needed(resolved.recipe, decoder, parameters) if decoder is not None else {}
+    longest = longest_rollout(resolved.recipe, splits)
+    memory = memory_needed(resolved.recipe, decoder, parameters, longest=longest) if decoder is not None else {}
     return Plan(
         resolved,
         tokenizer,

@@ -6,8 +6,10 @@ import math
 
 from tokenmill.config.check_policy import micro_batches
 from tokenmill.config.policy import derived_policy
-from tokenmill.config.recipe import Recipe
+from tokenmill.config.recipe import POLICY, Recipe
 from tokenmill.core.errors import ConfigError
+from tokenmill.data.prepare import Splits
+from tokenmill.data.prompts import Prompts
 from tokenmill.train.new_model import Derivations
 
 FULL_RATE, ADAPTER_RATE = 1e-6, 1e-5
@@ -53,3 +55,12 @@ def policy_correction(recipe: Recipe, found: Derivations) -> None:
         found.put("policy.correction", "off", "engine and trainer both compute in float32")
     else:
         found.put("policy.correction", "token_truncate", "engine and trainer round in different places")
+
+
+def longest_rollout(recipe: Recipe, splits: Splits) -> int | None:
+    """Tokens of the longest prompt with the longest completion, those that are held out included; None where the model
+    writes nothing."""
+    if recipe.objective not in POLICY:
+        return None
+    prompts = [part for part in (splits.train, splits.eval) if isinstance(part, Prompts)]
+    return max(int(part.lengths.max(initial=0)) for part in prompts) + recipe.policy.completion_tokens
