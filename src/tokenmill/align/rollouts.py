@@ -50,7 +50,7 @@ class Talk:
     """Where the last turn begins, in the completion's ids."""
     turns: int
     calls: int
-    """That were answered, with a result or with what was wrong."""
+    """That were run, or refused."""
     failures: int
     """Of them, those that raised, crashed, gave no number, or took too long."""
     timed_out: int

@@ -102,7 +102,7 @@ class ToolCallReward(RewardPart):
 
     kind: Literal["tool_call"]
     tools: str = "tools"
-    """The rows' column with the tools on offer, in OpenAI's form."""
+    """The rows' column with the tools on offer, in OpenAI's form; not read where the recipe has tools of its own."""
     calls: str = "calls"
     """The rows' column with the right calls, ``[{"name", "arguments"}]``; rows may lack it."""
 

@@ -30,7 +30,7 @@ class Sample:
     """What followed ``messages``, where the model had tools: its turns with their ``tool_calls``, the results of role
     ``tool``, its last turn."""
     tool_calls: int = 0
-    """Calls that were answered, with a result or with what was wrong."""
+    """Calls that were run, or refused; what is called in a last turn is neither."""
     tool_failures: int = 0
     """Of them, those whose tool raised, crashed, gave no number or took too long."""
     tool_invalid: int = 0

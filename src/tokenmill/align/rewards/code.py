@@ -61,11 +61,14 @@ class ToolCalls:
         return each(self._score, samples)
 
     def _score(self, sample: Sample) -> Outcome:
-        tools = _parsed(column(sample, self.config.tools, self.name))
-        schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-        calls = made_calls(sample, tools)
-        valid = [call.name in schemas and Schema(schemas[call.name]).fits(call.arguments) for call in calls]
-        if not calls or not all(valid):
+        if sample.turns:  # the run's own tools were called, and have said what did not fit
+            calls, valid = made_calls(sample), not sample.tool_invalid
+        else:
+            tools = _parsed(column(sample, self.config.tools, self.name))
+            schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+            calls = written_calls(sample.completion, tools)
+            valid = all(call.name in schemas and Schema(schemas[call.name]).fits(call.arguments) for call in calls)
+        if not calls or not valid:
             return 0.0
         right = _parsed(sample.row.get(self.config.calls))
         if not right:
@@ -75,10 +78,8 @@ class ToolCalls:
         return (wanted & made).total() / max(wanted.total(), made.total())
 
 
-def made_calls(sample: Sample, tools: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
-    """The calls of a completion: in all its turns, where the model had tools to call."""
-    if not sample.turns:
-        return written_calls(sample.completion, tools)
+def made_calls(sample: Sample) -> list[ToolCall]:
+    """The calls of all turns of a completion whose model had tools."""
     calls = [call["function"] for turn in sample.turns for call in turn.get("tool_calls", ())]
     return [ToolCall(call["name"], call["arguments"]) for call in calls]
 
