@@ -302,6 +302,42 @@ def _share(value: float | None) -> str:
     return "none" if value is None else f"{100 * value:.0f} %"
 
 
+def quantisation_section(figures: dict[str, Any]) -> str:
+    """What each quantiser makes of the default model, and GPTQ beside llm-compressor's."""
+    rows = []
+    for name, one in figures.get("rows", {}).items():
+        found = one["divergence"]
+        rows.append(
+            [
+                name,
+                f"{one['weight_bits']:.2f}",
+                f"{one['bytes'] / 1e6:.0f} MB",
+                f"{found['ppl']:.2f} ({100 * (found['ppl'] / found['original_ppl'] - 1):+.1f} %)",
+                f"{found['kl']:.4f} ± {found['kl_stderr']:.4f}",
+                f"{100 * found['agreement']:.1f} %",
+                f"{one['seconds']:.0f} s",
+            ]
+        )
+    header = ["method", "bits a weight", "size", "perplexity", "KL divergence", "same top token", "took"]
+    machine = figures["machine"]
+    text = (
+        f"\n## Quantising the default model\n\nThe original is {figures['model']}'s file, unpacked. Calibrated with "
+        f"{figures['samples']} documents of {figures['data']}, measured on {figures['windows']} windows of "
+        f"{figures['text']}, second halves (`benchmarks/quantisation.py`; {machine['cpu']}, load {machine['load']}). "
+        "KL in nats a token, from the original's distributions. Rows of 576 are no multiple of 128: groups of 128 are "
+        f"groups of 64 in most of its layers.\n\n{table(header, rows)}\n"
+    )
+    if beside := figures.get("peer"):
+        ours, theirs, seconds = beside["ours"], beside["theirs"], beside["seconds"]
+        text += (
+            "\nGPTQ of 4 bits in groups of 32 beside llm-compressor's on the same token ids, ours before and after it: "
+            f"perplexity {ours['ppl']:.2f} and {theirs['ppl']:.2f} (the original's: {ours['original_ppl']:.2f}), KL "
+            f"{ours['kl']:.4f} and {theirs['kl']:.4f}; {sum(seconds['ours']) / len(seconds['ours']):.0f} s and "
+            f"{seconds['theirs']:.0f} s.\n"
+        )
+    return text
+
+
 def parity_section(figures: dict[str, Any]) -> str:
     """Ours beside lm-eval on transformers: likelihoods, texts, accuracies."""
     ways = {"in_process": "lm-eval on our engine", "eval_tasks": "`eval tasks`", "over_http": "lm-eval, our server"}
@@ -348,6 +384,8 @@ def pages() -> dict[Path, str]:
         sections.append(alignment_section(*aligned))
     if ppo := load("ppo.json"):
         sections.append(ppo_section(ppo))
+    if quantised := load("quantisation.json"):
+        sections.append(quantisation_section(quantised))
     if parity := load("eval_parity.json"):
         sections.append(parity_section(parity))
     return written | {ROOT / "docs" / "benchmarks.md": "\n".join(sections)}

@@ -5,8 +5,9 @@
 The original is the model's own file, unpacked. Every method is calibrated with the same documents and measured on the
 same windows as `tokenmill eval ppl` takes them. `--peer PYTHON` names an interpreter that has llm-compressor: its GPTQ
 is run at the same settings (4 bits, groups of 32, symmetric, static act-order, damping 0.01) on the very same token
-ids, in turns with ours (ours, theirs, ours), and its folder is read and measured by us. The figures go to
-``results/quantisation.json``.
+ids, in turns with ours (ours, theirs, ours), and its folder is read and measured by us. Every case's figures go to
+``results/quantisation.json`` when it is done, beside those of other cases under the same conditions: `--only` names
+some, `--only none --peer PYTHON` runs the peer alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import json
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ CASES: dict[str, Settings] = {
     "gptq, groups of 32": settings("gptq", group_size=32),
     "gptq with zeros, groups of 32": settings("gptq", group_size=32, symmetric=False),
     "awq, groups of 32": settings("awq", group_size=32),
-    "3 bits, rtn, groups of 32": settings("rtn", bits=3, group_size=32),
+    "3 bits, rtn, groups of 128": settings("rtn", bits=3),
+    "3 bits, gptq, groups of 128": settings("gptq", bits=3),
     "3 bits, gptq, groups of 32": settings("gptq", bits=3, group_size=32),
+    "3.5 bits in the mean, gptq, groups of 128": settings("gptq", budget=3.5),
+    "3 bits, codebook": settings("codebook", bits=3),
     "w8a8": settings("w8a8"),
-    "w8a8, smooth 0.5": settings("w8a8", smooth=0.5),
     "llm-int8": settings("llm-int8"),
     "fp8": settings("fp8"),
     "nf4": settings("nf4"),
@@ -87,10 +89,10 @@ def measured(name: str, job: Job, path: Path, work: Path) -> dict[str, Any]:
     found = result.divergence
     assert found is not None
     print(
-        f"{name:32} ppl {found.ppl:8.3f}  KL {found.kl:.5f}  {result.nbytes / 1e6:6.1f} MB  {result.seconds:6.1f} s",
+        f"{name:42} ppl {found.ppl:8.3f}  KL {found.kl:.5f}  {result.nbytes / 1e6:6.1f} MB  {result.seconds:6.1f} s",
         flush=True,
     )
-    return {"name": name, **document}
+    return document
 
 
 def peer(
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--only", nargs="*", choices=CASES)
+    parser.add_argument("--only", nargs="*", choices=[*CASES, "none"])
     parser.add_argument("--peer", help="an interpreter that has llm-compressor")
     given = parser.parse_args()
     path = Store().resolve(given.model, pull=True).path
@@ -130,29 +132,34 @@ def main() -> None:
     found = calibration(DataConfig(path=[given.data], duplicates="drop"), tokenizer, samples=given.samples)
     windows = windows_of(tokenizer.encode(given.text.read_text(encoding="utf-8")), 512)[: given.windows]
     original = Original(load_model(path, dtype="float32").decoder, windows)
-    begun = time.time()
+    conditions = {
+        "model": given.model,
+        "data": Path(given.data).name,
+        "samples": len(found.documents),
+        "text": given.text.name,
+        "windows": len(windows),
+    }
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        jobs = {
-            name: Job(given.model, name, case, found.documents, original, torch.float16)
-            for name, case in CASES.items()
-            if given.only is None or name in given.only
-        }
-        rows = [measured(name, job, path, work / str(n)) for n, (name, job) in enumerate(jobs.items())]
-        document = {
-            "model": given.model,
-            "data": Path(given.data).name,
-            "samples": len(found.documents),
-            "text": given.text.name,
-            "windows": len(windows),
-            "machine": software_and_machine(tuple(range(torch.get_num_threads()))),
-            "rows": rows,
-        }
+        for number, (name, case) in enumerate(CASES.items()):
+            if given.only is None or name in given.only:
+                job = Job(given.model, name, case, found.documents, original, torch.float16)
+                keep(conditions, "rows", {name: measured(name, job, path, work / str(number))})
         if given.peer:
             job = Job(given.model, "peer", CASES["gptq, groups of 32"], found.documents, original, torch.float16)
-            document["peer"] = peer(given.peer, path, found.documents, original, job, work)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"{RESULT}, {time.time() - begun:.0f} s")
+            keep(conditions, "peer", peer(given.peer, path, found.documents, original, job, work))
+
+
+def keep(conditions: dict[str, Any], part: str, figures: dict[str, Any]) -> None:
+    """Write some figures beside those that were taken under the same conditions; others go."""
+    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    if {name: kept.get(name) for name in conditions} != conditions:
+        kept = dict(conditions)
+    kept[part] = kept.get(part, {}) | figures
+    if part == "rows":
+        kept[part] = {name: kept[part][name] for name in CASES if name in kept[part]}
+    kept["machine"] = software_and_machine(tuple(range(torch.get_num_threads())))
+    RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -117,18 +117,16 @@ def _rescale(
 ) -> dict[str, str]:
     """Rescale a block for AWQ or SmoothQuant, its statistics too; returns what to note of each layer."""
     notes: dict[str, str] = {}
-    if settings.method != "awq" and not settings.smooth:
+    if settings.method != "awq" and not settings.smoothed:
         return notes
     for source in sources(block):
-        if settings.smooth and not source.by.endswith("norm"):
-            continue  # SmoothQuant moves outliers into norms only
         weights = [weight_of(block, name).float() for name in source.fed]
         heard = inputs[source.fed[0]]
-        if settings.smooth:
-            factor_I = smooth_factors(weights, settings.smooth, heard)
+        if settings.smoothed:
+            factor_I, exponent = smooth_factors(source, weights, heard, settings.smooth)
         else:
-            factor_I, exponent = awq_factors(weights, grids[source.fed[0]].fitted(weights[0].shape[1]), heard)
-            notes |= {name: f"scaled by inputs ^ {exponent:.2f}" for name in source.fed if exponent >= 0}
+            factor_I, exponent = awq_factors(source, weights, grids[source.fed[0]].fitted(weights[0].shape[1]), heard)
+        notes |= {name: f"scaled by inputs ^ {exponent:.2f}" for name in source.fed if exponent >= 0}
         rescale(block, source, factor_I)
         scaled = heard.scaled(1 / factor_I)
         inputs |= dict.fromkeys(source.fed, scaled)
@@ -142,10 +140,10 @@ def _quantise(
     if settings.method == "nf4":
         return nf4.quantize(weight_OI.to(grid.scale_dtype)), None, ""
     grid = grid.fitted(weight_OI.shape[1])
-    if settings.method in ("gptq", "awq", "codebook") and (inputs is None or inputs.tokens < LEAST_TOKENS):
+    if (settings.in_turn or settings.method == "awq") and (inputs is None or inputs.tokens < LEAST_TOKENS):
         tokens = 0 if inputs is None else inputs.tokens
         return _plainly(weight_OI, settings, grid), None, f"rounded plainly: {tokens} calibration tokens reached it"
-    if settings.method in ("gptq", "codebook") and inputs is not None:
+    if settings.in_turn and inputs is not None:
         rounded = _in_turn(weight_OI, settings, grid, inputs.hessian())
         note = f"rounded plainly: {rounded.problem}" if rounded.problem else ""
         if not note and rounded.damping > settings.damping:

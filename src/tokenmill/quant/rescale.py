@@ -31,14 +31,26 @@ class Source:
 
     fed: tuple[str, ...]
     by: str
+    heads: tuple[int, int] = (1, 1)
+    """Heads of values, and how many query heads share each: their columns have one factor, that of the value's row."""
+
+    def shared(self, factor_I: Tensor) -> Tensor:
+        """Factors as they can be folded: query heads of one value head have their geometric mean."""
+        if self.heads[1] == 1:
+            return factor_I
+        by_head = factor_I.view(*self.heads, -1).log().mean(1, keepdim=True).exp()
+        return by_head.expand(-1, self.heads[1], -1).flatten()
+
+    def rows(self, factor_I: Tensor) -> Tensor:
+        """One of each factor that is shared."""
+        return factor_I.view(*self.heads, -1)[:, 0].flatten()
 
 
 def sources(block: Block) -> list[Source]:
-    """Where a block's inputs can be rescaled. Not behind a mixture of experts' norm (its router reads it too), an
-    activation, or values that several query heads share."""
-    found = [Source(("attn.q", "attn.k", "attn.v"), "attn_norm")]
-    if block.attn.config.num_heads == block.attn.config.num_kv_heads:
-        found.append(Source(("attn.out",), "attn.v"))
+    """Where a block's inputs can be rescaled. Not behind a mixture of experts' norm (its router reads it too) or an
+    activation."""
+    heads = block.attn.config.num_kv_heads, block.attn.config.num_heads // block.attn.config.num_kv_heads
+    found = [Source(("attn.q", "attn.k", "attn.v"), "attn_norm"), Source(("attn.out",), "attn.v", heads)]
     if isinstance(block.mlp, MLP):
         gated = block.mlp.gate is not None
         found.append(Source(("mlp.gate", "mlp.up") if gated else ("mlp.up",), "mlp_norm"))
@@ -49,7 +61,8 @@ def sources(block: Block) -> list[Source]:
 
 @torch.no_grad()
 def rescale(block: Block, source: Source, factor_I: Tensor) -> None:
-    """Multiply the columns of the fed layers by the factors, and divide what they are fed by them."""
+    """Multiply the columns of the fed layers by the factors, and divide what they are fed by them. Factors that are to
+    be shared have to be the same (:meth:`Source.shared`)."""
     for name in source.fed:
         layer = block.get_submodule(name)
         assert isinstance(layer, Linear)
@@ -60,6 +73,7 @@ def rescale(block: Block, source: Source, factor_I: Tensor) -> None:
         by.weight = _frozen((one + by.weight) / factor_I - one)
     else:
         assert isinstance(by, Linear)
+        factor_I = source.rows(factor_I)
         by.weight = _frozen(by.weight / factor_I[:, None])
     if by.bias is not None:
         by.bias = _frozen(by.bias / factor_I)
@@ -74,7 +88,7 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
-def awq_factors(weights: Sequence[Tensor], grid: Grid, inputs: InputStatistics) -> tuple[Tensor, float]:
+def awq_factors(source: Source, weights: Sequence[Tensor], grid: Grid, inputs: InputStatistics) -> tuple[Tensor, float]:
     """The factors that make rounding these weights [O, I] hurt their outputs least, and the exponent behind them.
 
     Candidates are mean|x|^a / mean|w|^(1-a), and one for all. The error is the mean square of the layers' outputs on
@@ -95,7 +109,7 @@ def awq_factors(weights: Sequence[Tensor], grid: Grid, inputs: InputStatistics) 
     for step in range(STEPS):
         ratio = step / STEPS
         factor_I = (means_I.clamp(min=1e-8) ** ratio / (sizes_I ** (1 - ratio) + 1e-4)).clamp(min=1e-4)
-        factor_I = factor_I / (factor_I.max() * factor_I.min()).sqrt()
+        factor_I = source.shared(factor_I / (factor_I.max() * factor_I.min()).sqrt())
         error = _error(weights, factor_I, grid, hessian_II)
         if error < best:
             best_I, best, exponent = factor_I, error, ratio
@@ -112,11 +126,40 @@ def _error(weights: Sequence[Tensor], factor_I: Tensor | None, grid: Grid, hessi
     return total
 
 
-def smooth_factors(weights: Sequence[Tensor], strength: float, inputs: InputStatistics) -> Tensor:
-    """SmoothQuant's: max|x|^a / max|w|^(1-a), a the strength; columns whose inputs were always zero stay."""
-    sizes_I = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
-    factor_I = (inputs.largest_I.clamp(min=1e-5) ** strength / sizes_I ** (1 - strength)).clamp(min=1e-5)
-    return torch.where(inputs.largest_I > 0, factor_I, torch.ones_like(factor_I))
+def smooth_factors(
+    source: Source, weights: Sequence[Tensor], inputs: InputStatistics, strength: float | None
+) -> tuple[Tensor, float]:
+    """SmoothQuant's factors size(x)^a / max|w|^(1-a) and a: the strength, or where it is None the one that loses least.
+
+    A size is the largest |x| of the calibration; in the search also the root of its mean square over tokens of one
+    length, which is not that of a single token with huge inputs (the first one of a text). Columns whose inputs were
+    always zero stay. Returns a of -1 where none is better than to leave everything as it is.
+    """
+    x_TI = inputs.sample()
+    x_TI = x_TI / x_TI.norm(dim=1, keepdim=True).clamp(min=1e-10)
+    sizes = [inputs.largest_I]
+    if strength is None:
+        sizes.append(x_TI.square().mean(0).sqrt())
+    most_I = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
+    best_I, best, used = torch.ones_like(most_I), float("inf"), -1.0
+    if strength is None:
+        best = _noise(weights, x_TI, best_I)
+    for size_I in sizes:
+        for a in [strength] if strength is not None else [step / STEPS for step in range(1, STEPS)]:
+            factor_I = (size_I.clamp(min=1e-5) ** a / most_I ** (1 - a)).clamp(min=1e-5)
+            factor_I = source.shared(torch.where(inputs.largest_I > 0, factor_I, torch.ones_like(factor_I)))
+            if (noise := _noise(weights, x_TI, factor_I)) < best:
+                best_I, best, used = factor_I, noise, a
+    return best_I, used
+
+
+def _noise(weights: Sequence[Tensor], x_TI: Tensor, factor_I: Tensor) -> float:
+    """What 8 bits of inputs and of weights add to the outputs, but for a factor: noise as large as the steps, which go
+    by a token's and by a row's largest number. Tokens count alike, however large."""
+    x_TI = x_TI / factor_I
+    of_inputs, length = x_TI.abs().amax(1).square().mean(), x_TI.square().sum(1).mean()
+    scaled = [weight_OI * factor_I for weight_OI in weights]
+    return sum(float(of_inputs * w.square().sum() + length * w.abs().amax(1).square().sum()) for w in scaled)
 
 
 CLIPS = tuple(1 - 0.05 * step for step in range(11))

@@ -83,6 +83,10 @@ MIXED = ("rtn", "gptq", "awq")
 """Methods that can give layers bits of their own."""
 
 
+NO_TWO = 3.5
+"""From this budget on no layer gets 2 bits unless it is asked for: such errors are too large to be foretold."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One quantisation. Made by :func:`settings`, which checks it."""
@@ -94,13 +98,13 @@ class Settings:
     symmetric: bool
     layout: str
     damping: float = 0.01
-    """GPTQ, codebook: share of the mean of the Hessian's diagonal that is added to it."""
+    """Where columns are rounded in turn: share of the mean of the Hessian's diagonal that is added to it."""
     act_order: bool = True
-    """GPTQ, codebook: columns by importance."""
+    """Where columns are rounded in turn: by importance."""
     clip: bool = True
     """AWQ: search how much of each group's largest numbers the scales should reach."""
-    smooth: float = 0.0
-    """W8A8: SmoothQuant's strength; 0 is none."""
+    smooth: float | None = None
+    """W8A8, LLM.int8(): SmoothQuant's strength; None: searched for; 0: none, and weights are rounded plainly."""
     budget: float | None = None
     """Bits a weight in the mean, scales included; each layer gets its own (``quant/mixed.py``), at least ``bits``."""
     kv_cache: Kind | None = None
@@ -157,16 +161,18 @@ def settings(
         raise UsageError(f"a budget of bits is for {', '.join(MIXED)} in the layout compressed-tensors")
     if kv_cache is not None and layout != "compressed-tensors":
         raise UsageError(f"scales of a cache are held by the layout compressed-tensors, not by {layout}")
-    bits = _one_of("bits", min(about.bits) if budget is not None and bits is None else bits, about.bits, method)
+    if budget is not None and bits is None:
+        bits = 3 if budget >= NO_TWO else 2
+    bits = _one_of("bits", bits, about.bits, method)
     if about.group_size is None and group_size is not None:
         raise UsageError(f"{method} has no group size")
     if about.symmetric is None and symmetric is not None:
         raise UsageError(f"{method} has no choice of zeros")
     for name, given, belongs in (
-        ("damping", damping, ("gptq", "codebook")),
-        ("act_order", act_order, ("gptq", "codebook")),
+        ("damping", damping, ("gptq", "codebook", *SMOOTHED)),
+        ("act_order", act_order, ("gptq", "codebook", *SMOOTHED)),
         ("clip", clip, ("awq",)),
-        ("smooth", smooth, ("w8a8",)),
+        ("smooth", smooth, SMOOTHED),
     ):
         if given is not None and method not in belongs:
             raise UsageError(f"{name} belongs to {', '.join(belongs)}, not to {method}")
@@ -189,7 +195,7 @@ def settings(
         damping=Settings.damping if damping is None else damping,
         act_order=Settings.act_order if act_order is None else act_order,
         clip=Settings.clip if clip is None else clip,
-        smooth=Settings.smooth if smooth is None else smooth,
+        smooth=smooth,
         budget=budget,
         kv_cache=None if kv_cache is None else _one_of("a cache of", kv_cache, CACHES, method),
     )

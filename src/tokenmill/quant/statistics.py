@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+SAMPLED = 256
+"""Tokens of a batch whose inputs are kept."""
+
 
 @dataclass
 class InputStatistics:
@@ -24,6 +27,8 @@ class InputStatistics:
     largest_I: Tensor
     """Largest |x|."""
     tokens: int = 0
+    some: list[Tensor] = field(default_factory=list)
+    """Tokens from all over the calibration, float32 [n, I] each."""
 
     @classmethod
     def empty(cls, inputs: int, device: torch.device) -> InputStatistics:
@@ -40,6 +45,7 @@ class InputStatistics:
         if len(x_TI):
             self.largest_I = torch.maximum(self.largest_I, size_TI.amax(0))
         self.tokens += len(x_TI)
+        self.some.append(x_TI[:: max(1, len(x_TI) // SAMPLED)].clone())
 
     def hessian(self) -> Tensor:
         """Mean of x x^T, [I, I]."""
@@ -49,10 +55,15 @@ class InputStatistics:
         """Mean of |x|, [I]."""
         return self.magnitudes_I / max(1, self.tokens)
 
+    def sample(self) -> Tensor:
+        """Some tokens' inputs, [n, I]."""
+        return torch.cat(self.some)
+
     def scaled(self, factor_I: Tensor) -> InputStatistics:
         """Those of ``x * factor``."""
         moments_II = self.moments_II * factor_I[:, None] * factor_I
-        return InputStatistics(moments_II, self.magnitudes_I * factor_I, self.largest_I * factor_I, self.tokens)
+        some = [x_TI * factor_I for x_TI in self.some]
+        return InputStatistics(moments_II, self.magnitudes_I * factor_I, self.largest_I * factor_I, self.tokens, some)
 
 
 @dataclass
