@@ -34,6 +34,8 @@ def write_text(folder: Path) -> tuple[Path, Path]:
 
     paths = folder / "train.jsonl", folder / "held-out.jsonl"
     for number, path in enumerate(paths):
+        if path.exists():  # a run goes on with the very file that it began with
+            continue
         kept = [text for i, text in enumerate(topics.values()) if (i % 9 == 4) == bool(number)]
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept), encoding="utf-8")
     return paths
@@ -82,6 +84,8 @@ def run(
             trackers=[],
             out=str(runs),
         )
+    if result.reason == "stopped":
+        raise SystemExit(f"stopped at step {result.step}; the same command goes on there")
     seconds = time.perf_counter() - began
     lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     measured = [line for line in map(json.loads, lines) if "bits_per_byte" in line]

@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "gguf_types.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="an F16, BF16 or F32 GGUF file")
+    parser.add_argument("--name", help="what the results call the model; its rows there are replaced")
     parser.add_argument("--tools", type=Path, required=True, help="the folder of llama-quantize and llama-perplexity")
     parser.add_argument("--imatrix", type=Path, help="an importance matrix: each type is made with it too")
     parser.add_argument("--text", type=Path, help="text for llama-perplexity")
@@ -41,7 +42,9 @@ def main() -> None:
             for imatrix in dict.fromkeys((None, args.imatrix)):
                 rows.append(measure(type, imatrix, args, Path(scratch)))
                 print(json.dumps(rows[-1]), flush=True)
-    args.out.write_text(json.dumps({"model": args.model.name, "threads": args.threads, "rows": rows}, indent=1) + "\n")
+    known = json.loads(args.out.read_text()) if args.out.exists() else {}
+    known[args.name or args.model.stem] = {"threads": args.threads, "rows": rows}
+    args.out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def measure(type: str, imatrix: Path | None, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:

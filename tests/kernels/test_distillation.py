@@ -72,6 +72,26 @@ def test_divergences_are_those_of_the_textbook(kind: str, top: bool) -> None:
     torch.testing.assert_close(divergence(scores_TV, teacher(torch.arange(T)), how), textbook(logq, logp, kind, 0.3))
 
 
+TRL = {
+    ("forward_kl", 0.5): (4.57596463, 1.36256588),
+    ("jsd", 0.3): (0.59769284, 0.24354905),
+    ("jsd", 0.9): (0.24850729, 0.09880157),
+    ("reverse_kl", 0.5): (2.96805754, 1.11236097),
+}
+"""TRL 1.16's ``GKDTrainer.generalized_jsd_loss`` (beta 0, 0.3, 0.9, 1), summed, at temperature 1 and 2."""
+
+
+@pytest.mark.parametrize("kind_beta", TRL, ids=str)
+def test_divergences_are_those_of_gkd(kind_beta: Any) -> None:
+    places = torch.arange(21, dtype=torch.float64).view(3, 7)
+    student_RV, teacher_RV = torch.sin(places * 1.3) * 3, torch.cos(places * 0.7) * 2
+    learned = [0, 2]  # the middle one has no label
+    for temperature, wanted in zip((1.0, 2.0), TRL[kind_beta], strict=True):
+        how = Divergence(kind_beta[0], temperature, 1.0, kind_beta[1])
+        found = divergence(student_RV[learned], Taught(teacher_RV[learned]), how).sum()
+        assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
 def run(backend: str, given: dict[str, Any], teacher: Teacher, how: Divergence, **more: Any) -> list[Tensor]:
     leaves = [given["hidden_TC"], given["weight_VC"], given["bias_V"]]
     with use_backend(linear_distillation=backend):
