@@ -190,7 +190,11 @@ def main() -> None:
         return
     if given.part == "steps" and given.peer_python is None:
         raise SystemExit("steps needs --peer-python")
-    found = {"learn": lambda: learn(given.work, given.seeds), "rollouts": rollouts, "steps": lambda: steps(given.peer_python)}
+    found = {
+        "learn": lambda: learn(given.work, given.seeds),
+        "rollouts": rollouts,
+        "steps": lambda: steps(given.peer_python),
+    }
     figures = found[given.part]()
     known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     RESULT.write_text(json.dumps({**known, given.part: figures, "load": os.getloadavg()[0]}, indent=1) + "\n")
