@@ -35,9 +35,7 @@ def test_neighbours_that_begin_alike_are_found() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "qwen3_moe"])
-def test_hidden_states_and_gradients_are_the_same(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hidden_states_and_gradients_are_the_same(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write(tiny.FAMILIES[family], tmp_path)
     model = load_model(tmp_path, dtype="float32").decoder.requires_grad_(True)
     rows: list[int] = []

@@ -38,7 +38,7 @@ class Lora(Adapter):
         del plain, base
         if self.training and self.dropout:
             x = F.dropout(x, self.dropout)
-        if isinstance(x, Traced):  # a pass that is recorded for the native kernels
+        if isinstance(x, Traced):  # recorded for the native kernels, beside a base that is no plain matrix
             return y + linear(linear(x, self.a), self.b) * self.scale
         added: Tensor = AddProduct.apply(y, x, self.a, self.b, self.scale)
         return added
@@ -46,6 +46,11 @@ class Lora(Adapter):
     def fold(self, weight_OI: Tensor, bias_O: Tensor | None, base_OI: Tensor) -> tuple[Tensor, Tensor | None]:
         del base_OI
         return weight_OI + self.scale * (self.b.float() @ self.a.float()), bias_O
+
+    def merged(self, weight_OI: Tensor, base_OI: Tensor) -> Tensor | None:
+        del base_OI
+        dtype = weight_OI.dtype  # A and B as the trainer multiplies them
+        return torch.addmm(weight_OI, self.b.to(dtype), self.a.to(dtype), alpha=self.scale)
 
 
 class Dora(Lora):
@@ -86,3 +91,6 @@ class Dora(Lora):
         summed_OI = base_OI + self.scale * (self.b.float() @ self.a.float())
         factor_O = self.magnitude.float() / summed_OI.norm(dim=1).clamp(min=TINY**0.5)
         return weight_OI + (factor_O[:, None] * summed_OI - base_OI), bias_O
+
+    def merged(self, weight_OI: Tensor, base_OI: Tensor) -> Tensor | None:
+        return self.fold(weight_OI.float(), None, base_OI.float())[0].to(weight_OI.dtype)

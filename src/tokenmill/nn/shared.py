@@ -44,7 +44,7 @@ def runs_of(tokens: np.ndarray, lengths: Sequence[int]) -> list[tuple[int, int]]
     first, count, shared = tokens[:0], 0, 0
     for document in np.split(tokens, list(accumulate(lengths))[:-1]):
         common = _common(first[:shared], document)
-        if count == 1 and common or count > 1 and common >= STILL_ALIKE * shared:
+        if common and (count == 1 or common >= STILL_ALIKE * shared):
             count, shared = count + 1, common
             continue
         if count:

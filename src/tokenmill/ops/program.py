@@ -105,6 +105,7 @@ class Recorder:
         self.free: dict[int, list[Tensor]] = {}
         self._kept: list[Any] = []
         self._derived: list[tuple[Tensor, Packed | Tensor]] = []
+        self._computed: list[tuple[Callable[[], Tensor], Packed]] = []
 
     def kept(self, thing: Any) -> Any:
         """Keep something alive as long as the program, which only knows its address."""
@@ -135,6 +136,8 @@ class Recorder:
 
     def refresh(self) -> None:
         """Take over the weights as they are now. What is frozen has not changed since it was recorded."""
+        for compute, packed in self._computed:
+            packed.fill(compute())
         for weight, derived in self._derived:
             if not weight.requires_grad:
                 continue
@@ -159,6 +162,15 @@ class Recorder:
 
     def linear(self, x: Symbol, weight: Tensor, bias: Tensor | None = None) -> Symbol:
         return self.packed_linear(x, self.matrix_of(weight), bias)
+
+    def computed_linear(self, x: Symbol, compute: Callable[[], Tensor], bias: Tensor | None = None) -> Symbol:
+        """A product with a weight that is computed from others, anew at every :meth:`refresh`."""
+        weight = compute()
+        if weight.dtype not in FLOATS:
+            raise CannotRecord(f"weights in {weight.dtype}")
+        packed = Packed.from_floats(weight, self.matrices)
+        self._computed.append((compute, packed))
+        return self.packed_linear(x, packed, bias)
 
     def matrix_of(self, weight: Tensor | Packed) -> Packed:
         """A matrix in the kernels' layout; the same one for the same weight."""
