@@ -1,6 +1,6 @@
 """A training run in a process of its own, to be killed: ``python train_worker.py FOLDER [resume]``.
 
-FOLDER holds ``model/``, ``data.jsonl`` and ``recipe.json``; the run goes to FOLDER/runs. Prints the run's folder.
+FOLDER holds ``recipe.json``, of any objective; the run goes to FOLDER/runs. Prints every step and how it ended.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-import tokenmill
+from tokenmill.align.policy import train
 from tokenmill.train.watch_protocol import StepMetrics, Watcher
 
 
@@ -23,8 +23,8 @@ class Steps(Watcher):
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     if len(sys.argv) > 2:
-        result = tokenmill.train(resume=place / "runs" / "latest", watchers=[Steps()])
+        result = train(resume=place / "runs" / "latest", watchers=[Steps()])
     else:
         recipe = json.loads((place / "recipe.json").read_text())
-        result = tokenmill.train(recipe, watchers=[Steps()])
+        result = train(recipe, watchers=[Steps()])
     print(f"end {result.reason} {result.step}", flush=True)

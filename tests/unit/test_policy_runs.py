@@ -4,7 +4,11 @@ that changed are taken over, runs are learned from, go on exactly, and refuse wh
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,13 @@ from tokenmill.config.parts import AdapterConfig
 from tokenmill.config.policy import PolicyConfig
 from tokenmill.core.errors import ConfigError, UsageError
 from tokenmill.data.prompts import Prompts, load_prompts
+from tokenmill.engine.engine import Engine
+from tokenmill.engine.request import Request
+from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.models import load_model, load_tokenizer
+from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Decoder
+from tokenmill.ops.batch_invariant import batch_invariant
 from tokenmill.ops.native import native
 from tokenmill.train.objectives.logprobs import NO_LABEL, batch_logprobs
 from tokenmill.train.plan import plan_run
@@ -34,6 +43,7 @@ from tokenmill.train.run import RunResult
 from tokenmill.train.run import train as plain_train
 from tokenmill.train.watch.watchers import watchers
 
+WORKER = Path(__file__).parents[1] / "fakes" / "train_worker.py"
 NATIVE = {**tiny.FAMILIES["qwen3"], "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
 
 
@@ -100,6 +110,27 @@ def test_engine_and_trainer_agree(family: str, tmp_path: Path) -> None:
     model = load_model(tmp_path, dtype="float32").decoder
     config = PolicyConfig(completion_tokens=6, temperature=0.8)
     assert disagreement(model, Writer(model, config, frozenset(), longest=64, batch=4), asks(4)) < 1e-5
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_same_kernels_agree_to_the_bit(family: str, tmp_path: Path) -> None:
+    """A deterministic engine decodes token by token over its cache, the trainer reads whole documents; where both use
+    operations that do not depend on the batch, what they say of a token is the same number."""
+    tiny.write(tiny.FAMILIES[family], tmp_path)
+    model = load_model(tmp_path, dtype="float32").decoder
+    params = SamplingParams(temperature=0.8, max_tokens=6, logprobs=0, drawn_logprobs=True)
+    requests = [Request(list(ask.prompt_ids), params, ask.seed, frozenset()) for ask in asks(3)]
+    drawn: dict[Request, list[float]] = {request: [] for request in requests}
+    for step in Engine(model, num_blocks=16, deterministic=True).run(requests):
+        assert step.logprobs is not None
+        drawn[step.request].append(step.logprobs.logprob)
+    rows = [Completion(0, request.output, drawn[request], False) for request in requests]
+    batch = batch_of(rows, [request.prompt for request in requests], per_token=True)
+    here = batch.labels_T != NO_LABEL
+    with batch_invariant(), torch.no_grad():
+        hidden_TC = model.hidden(batch.tokens_T, Packed(batch.lengths))
+        logps_NV = (model.logits(hidden_TC[here]) / params.temperature).log_softmax(-1)
+    assert torch.equal(logps_NV.gather(1, batch.labels_T[here, None])[:, 0], batch.sampler_T[here])
 
 
 @pytest.mark.parametrize("kind", ["whole", "lora", "dora", "ia3", "prefix", "prompt", "bottleneck"])
@@ -174,6 +205,31 @@ def test_it_goes_on_exactly(place: Path, tmp_path: Path) -> None:
     assert "best held-out reward" in page
     assert "Reward of an answer, all together" in page
     assert "Tokens of an answer" in page
+
+
+def test_killed_it_goes_on_exactly(place: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of a rollout: the steps from the checkpoint on and the weights are those of a run that
+    nobody touched."""
+    how: dict[str, Any] = {"policy": {"minibatches": 2, "iterations": 2}, "steps": 10, "save_every": 3}
+    seen, again = Recorder(), Recorder()
+    whole = train(recipe(place, tmp_path / "whole", **how), watchers=[seen])
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe(place, tmp_path / "runs", **how)))
+    command, environment = [sys.executable, str(WORKER), str(tmp_path)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 7"):
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    resumed = train(resume=tmp_path / "runs" / "latest", watchers=[again])
+    assert again.starts[0].step in (6, 9)  # neither is a rollout's end
+    assert seen.losses[again.starts[0].step :] == again.losses
+    assert [step.extra["completions/length"] for step in seen.steps[-len(again.steps) :]] == [
+        step.extra["completions/length"] for step in again.steps
+    ]
+    one, other = weights(whole), weights(resumed)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
