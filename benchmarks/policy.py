@@ -4,6 +4,7 @@
     python benchmarks/policy.py learn --work build/policy --seeds 2  # one of them, so that two can run at once
     python benchmarks/policy.py rollouts                             # the policy against the engine on the same weights
     python benchmarks/policy.py steps --peer-python PEER/bin/python  # the same rollouts by TRL's trainer, in turns
+    python benchmarks/policy.py agreement                            # what engine and trainer say of the same tokens
 
 ``learn``: the model is asked about things in words that no rule limits, and rewarded for answers of two to twelve words
 (half) that are one sentence which comes to its end (half). The reward of held-out prompts is measured before the first
@@ -11,7 +12,8 @@ step and at the end, with the same seeds. ``rollouts``: a
 batch of prompts is continued by the policy (with its adapter, drawing and log-probabilities) and by the plain engine
 on the same weights without them, greedily, as ``tokenmill bench throughput`` does; in turns, the median ratio counts.
 ``steps``: one process of each after the other, twice, with the same prompts, group, lengths, adapter and number
-format; the first step of each run is left out. The figures go to ``results/policy.json``.
+format; the first step of each run is left out. ``agreement``: log-probabilities of what the engine drew in float32, by
+it, by the trainer, and by the trainer in float64. The figures go to ``results/policy.json``.
 """
 
 from __future__ import annotations
@@ -177,9 +179,41 @@ def own_steps(folder: Path, count: int) -> dict[str, float]:
             "tokens": statistics.mean(step.extra["completions/length"] for step in kept)}  # fmt: skip
 
 
+def agreement() -> dict[str, Any]:
+    """Differences of log-probabilities in float32, mean and largest, of sixteen answers."""
+    import torch
+
+    from tokenmill.align.experience import Completion, batch_of
+    from tokenmill.align.rollouts import Ask, Writer
+    from tokenmill.config.policy import PolicyConfig
+    from tokenmill.models import load_model, load_tokenizer
+    from tokenmill.nn.context import Packed
+    from tokenmill.train.objectives.logprobs import NO_LABEL, batch_logprobs
+
+    tokenizer, model = load_tokenizer(MODEL), load_model(MODEL, dtype="float32").decoder
+    turns = [[{"role": "user", "content": question.format(THINGS[0])}] for question in QUESTIONS[:4]]
+    prompts = [tokenizer.encode(tokenizer.render_chat(turn, add_generation_prompt=True)) for turn in turns]
+    asks = [Ask(prompt, 4 * i + k) for i, prompt in enumerate(prompts) for k in range(4)]
+    writer = Writer(model, PolicyConfig(completion_tokens=TOKENS), frozenset(), longest=128, batch=len(asks))
+    rows = [Completion(0, one.ids, one.logprobs, one.finished) for one in writer.write(asks)]
+    batch = batch_of(rows, [ask.prompt_ids for ask in asks], per_token=True)
+    here = batch.labels_T != NO_LABEL
+    with torch.no_grad():
+        said = {"engine": batch.sampler_T[here].double(), "trainer": batch_logprobs(model, batch)[here].double()}
+        hidden_TC = model.double().hidden(batch.tokens_T, Packed(batch.lengths))
+        exact_NV = model.logits(hidden_TC[here]).log_softmax(-1)
+        said["float64"] = exact_NV.gather(1, batch.labels_T[here, None])[:, 0]
+    found: dict[str, Any] = {"tokens": len(said["engine"])}
+    for one, other in (("engine", "trainer"), ("engine", "float64"), ("trainer", "float64")):
+        apart_N = (said[one] - said[other]).abs()
+        found[f"{one}_{other}"] = {"mean": float(apart_N.mean()), "max": float(apart_N.max())}
+    print(found)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["learn", "rollouts", "steps", "own-steps"])
+    parser.add_argument("part", choices=["learn", "rollouts", "steps", "agreement", "own-steps"])
     parser.add_argument("--work", type=Path, default=Path("build/policy"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="learn: these runs")
     parser.add_argument("--peer-python", type=Path, help="an interpreter that has TRL and PEFT")
@@ -193,6 +227,7 @@ def main() -> None:
     found = {
         "learn": lambda: learn(given.work, given.seeds),
         "rollouts": rollouts,
+        "agreement": agreement,
         "steps": lambda: steps(given.peer_python),
     }
     figures = found[given.part]()
