@@ -322,3 +322,28 @@ def test_a_dry_run_says_what_the_plan_says(hub: str, how: list[str]) -> None:
     said = memory_needed(recipe, decoder, int(planned.parameters))
     for name, size in said.items():
         assert size == pytest.approx(terms[name], rel=0.01), name
+
+
+def test_a_policy_run_is_counted_by_what_it_holds() -> None:
+    """Rows as long as its longest conversation and no longer, the engine's cache of a rollout; a second model only
+    where the reference cannot be the adapter switched off."""
+    from tokenmill.config.compose import compose
+    from tokenmill.models.load import read_config
+    from tokenmill.nn.cost import kv_bytes_per_token
+    from tokenmill.train.memory import memory_needed
+
+    _, decoder = read_config(CONFIGS["SmolLM2-135M"], "SmolLM2-135M")
+    words = ["model=given", "data=given", "rewards=number", "device=cpu", "dtype=float32", "policy.beta=0.1"]
+
+    def of(recipe: str, *more: str, longest: int = 100) -> dict[str, int]:
+        return memory_needed(compose(recipe, [*words, *more]).recipe, decoder, 1000, longest=longest)
+
+    short, twice = of("grpo"), of("grpo", longest=200)
+    assert short["activations"] * 2 == twice["activations"]
+    assert of("grpo", "micro_batch=4")["activations"] * 2 == short["activations"]
+    assert short["rollout cache"] == 64 * 100 * kv_bytes_per_token(decoder, 4)
+    assert of("grpo", "policy.rollout_cache=bf16")["rollout cache"] * 2 == short["rollout cache"]
+    assert "reference" not in short
+    assert of("grpo", "adapter=null")["reference"] == 4000
+    assert "critic" not in of("ppo")
+    assert of("ppo", "ppo.critic=own")["critic"] == 1000 * (8 + 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from fakes.tiny_llm import tiny_folder
+from fakes.tiny_llm import VOCABULARY, tiny_folder
+from tokenmill.adapt import adapt
+from tokenmill.config.parts import AdapterConfig
 from tokenmill.data.batch import NO_LABEL
 from tokenmill.data.batch import Sample as Document
+from tokenmill.evals import samples
 from tokenmill.evals.samples import WORDS, beginnings, sampler
 from tokenmill.models import load_model, load_tokenizer
 from tokenmill.nn.context import Packed
@@ -54,6 +58,21 @@ def test_sampling_leaves_training_as_it_was(tiny_model: tuple[Decoder, Tokenizer
     tokens = torch.tensor([5, 6, 7])
     model(tokens, Packed([3], tokens.device)).sum().backward()  # nothing that inference made stands in the way
     assert model.embed.weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_a_learned_beginning_stands_before_every_prompt(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does in training: its virtual tokens are given to whoever fills a cache."""
+    loaded = load_model(tiny_folder(tmp_path))
+    adapt(loaded, AdapterConfig(kind=kind, virtual_tokens=3), seed=0)
+    seen: list[list[int]] = []
+    monkeypatch.setattr(samples, "generate", lambda _, asked: (seen.append(one.prompt) for one in asked))
+    make = sampler(loaded.decoder, load_tokenizer(tmp_path), ["the cat"], chat=False, max_tokens=4)
+    assert make is not None
+    list(make(1))
+    assert seen == [[VOCABULARY, VOCABULARY + 1, VOCABULARY + 2, *load_tokenizer(tmp_path).encode("the cat")]]
 
 
 def test_a_conversation_is_given_up_to_where_the_assistant_speaks() -> None:
