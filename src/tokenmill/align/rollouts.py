@@ -57,7 +57,7 @@ class Talk:
     invalid: int
     """Of them, those with nothing to run: no such tool, arguments that do not fit, broken JSON."""
     seconds: float
-    """That the conversation waited for tools."""
+    """Its share of the time that the rollout waited for tools."""
 
 
 @dataclass(frozen=True)
