@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tokenmill.ops.sampling import apply_penalties, candidates
+from tokenmill.ops.sampling import apply_penalties, candidates, likeliest
 
 transformers = pytest.importorskip("transformers")
 
@@ -63,3 +63,13 @@ def test_presence_and_frequency_are_openais_formula() -> None:
     logits = torch.zeros(6)
     out = apply_penalties(logits, [5], [1, 1, 2], presence=0.5, frequency=0.25)
     assert out.tolist() == [0.0, -1.0, -0.75, 0.0, 0.0, 0.0]  # the prompt's token 5 is not counted
+
+
+def test_the_likeliest_is_torchs_argmax_the_first_of_equals_and_a_nan_before_all() -> None:
+    draw = torch.Generator().manual_seed(2)
+    for size in (1, 17, 49152):
+        logits = torch.randint(-5, 5, (size,), generator=draw).float()
+        assert likeliest(logits) == int((logits == logits.max()).nonzero()[0]) == int(logits.argmax())
+    logits[[7, 30]] = float("nan")
+    assert likeliest(logits) == 7
+    assert likeliest(torch.arange(8.0)[::2]) == 3
