@@ -23,7 +23,7 @@ inline void linear(const Weight& w, int64_t first, int64_t last, const Inputs& i
 
 namespace training {
 constexpr TrainKernels table = {
-    gated, gated_backward, rms_norm, rms_norm_backward, turn, softmax_loss, adamw, attention, attention_backward,
+    gated, gated_backward, squares, rms_norm, rms_norm_backward, turn, softmax_loss, adamw, attention, attention_backward, nullptr,
 };
 }
 

@@ -16,6 +16,7 @@
 #include "train.inl"
 #include "attention_backward.inl"
 #include "attention_backward_amx.inl"
+#include "product_amx.inl"
 // clang-format on
 
 namespace tokenmill {
@@ -57,7 +58,8 @@ const Kernels* amx_kernels() {
   static const Kernels table = [] {
     Kernels k = *avx512_kernels();
     static TrainKernels train = *k.train;
-    train.attention = attention, train.attention_backward = attention_backward;
+    static constexpr ProductKernels product{amx::training::pack_panels, amx::training::multiply_block};
+    train.attention = attention, train.attention_backward = attention_backward, train.product = &product;
     k.name = "amx", k.tiles = true, k.linear = linear, k.attend_tile = attend_tile, k.train = &train;
     return k;
   }();

@@ -19,6 +19,7 @@ using namespace tokenmill;
 
 namespace tokenmill {
 void bind_train(nb::module_& m);
+void bind_product(nb::module_& m);
 }
 
 namespace {
@@ -173,4 +174,5 @@ NB_MODULE(_native, m) {
   m.def("stream", &stream, "Reads memory as a product does: for measuring the roof");
   bind_program(m);
   bind_train(m);
+  bind_product(m);
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 
 #include "pool.h"
@@ -51,6 +52,15 @@ void gated_backward(Pool& pool, const Kernels& k, int kind, int type, Address ga
     k.train->gated_backward(Unary(kind), Real(type), at(gate + from), at(up + from), at(d + from), last - first,
                             at(d_gate + from), at(d_up + from));
   });
+}
+
+double squares(Pool& pool, const Kernels& k, int type, Address x, int64_t size) {
+  nb::gil_scoped_release free;
+  std::vector<double> sums((size + piece_values - 1) / piece_values);
+  pieces(pool, size, 1, [&](int64_t i, int64_t first, int64_t last) {
+    sums[i] = k.train->squares(Real(type), at(x + first * bytes(Real(type))), last - first);
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 void rms_norm(Pool& pool, const Kernels& k, int type, Address x, Address weight, float eps, int64_t rows, int64_t size,
@@ -159,6 +169,7 @@ void attention(Pool& pool, const Kernels& k, bool backward, int type, int64_t he
 void bind_train(nb::module_& m) {
   m.def("gated", &gated, "act(gate) * up");
   m.def("gated_backward", &gated_backward, "Its derivatives");
+  m.def("squares", &squares, "The sum of a tensor's squares");
   m.def("norm_rows", &norm_rows, "Rows that add to one sum of weights' gradients in rms_norm_backward");
   m.def("rms_norm", &rms_norm, "RMSNorm of rows");
   m.def("rms_norm_backward", &rms_norm_backward, "Derivatives of an RMSNorm");

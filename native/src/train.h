@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "product.h"
 
 namespace tokenmill {
 
@@ -47,6 +48,7 @@ struct TrainKernels {
   void (*gated)(Unary kind, Real type, const void* gate, const void* up, int64_t size, void* y);
   void (*gated_backward)(Unary kind, Real type, const void* gate, const void* up, const void* d, int64_t size, void* d_gate,
                          void* d_up);
+  double (*squares)(Real type, const void* x, int64_t size);  // their sum
   void (*rms_norm)(Real type, const void* x, const float* weight, float eps, int64_t rows, int64_t size, void* y);
   /// Rows of x [size]; d_weight [size] is added to.
   void (*rms_norm_backward)(Real type, const void* x, const void* d, const float* weight, float eps, int64_t rows,
@@ -63,6 +65,7 @@ struct TrainKernels {
   /// Its gradients. scratch: attention_scratch(...) floats.
   void (*attention_backward)(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head,
                              float* scratch);
+  const ProductKernels* product;  // null: torch's are as good
 };
 
 constexpr int64_t query_block = 64;

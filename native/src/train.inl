@@ -34,9 +34,9 @@ inline const void* offset(const void* p, int64_t i) {
 }
 
 template <class F>
-inline void with_real(Real type, F&& f) {
+inline auto with_real(Real type, F&& f) {
   if (type == Real::BF16) return f.template operator()<Real::BF16>();
-  f.template operator()<Real::F32>();
+  return f.template operator()<Real::F32>();
 }
 
 /// The function and its derivative.
@@ -82,6 +82,17 @@ inline void gated_backward(Unary kind, Real type, const void* gate, const void* 
       put<REAL>(d_gate, i, by * get<REAL>(up, i, n) * slope, n);
       put<REAL>(d_up, i, by * active, n);
     });
+  });
+}
+
+inline double squares(Real type, const void* x, int64_t size) {
+  return with_real(type, [&]<Real REAL>() {
+    f32x16 found = splat(0.0f);
+    each16(size, [&](int64_t i, int64_t n) {
+      const f32x16 v = get<REAL>(x, i, n);
+      found = fma(v, v, found);
+    });
+    return static_cast<double>(sum(found));
   });
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tokenmill.ops import native_train
 from tokenmill.ops.attention import attention
 from tokenmill.ops.cross_entropy import softmax_rows
+from tokenmill.ops.linear import linear
 from tokenmill.ops.native import Native, native
 from tokenmill.ops.norm import rms_norm
 from tokenmill.ops.registry import use_backend
@@ -194,3 +196,74 @@ def test_what_does_not_go_together_is_refused(kernels: Native) -> None:
     ):
         with pytest.raises(ValueError, match="do not go together"):
             wrong()
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> Native:
+    """The kernels that have products of their own."""
+    here = native()
+    assert here is not None
+    able = [k for k in map(here.module.kernels, sets()) if native_train.has_product(replace(here, kernels=k))]
+    if not able:
+        pytest.skip("torch multiplies here")
+    chosen, plain = replace(here, kernels=able[0]), native_train.native_for
+    monkeypatch.setattr(native_train, "native_for", lambda *tensors: plain(*tensors) and chosen)
+    return chosen
+
+
+@pytest.mark.parametrize("across", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (33, 17, 31), (64, 96, 64), (100, 200, 300), (40, 50, 5000), (31, 4200, 600)]
+)
+def test_product(tiles: Native, shape: tuple[int, int, int], across: tuple[bool, bool]) -> None:
+    """Odd sizes, k and columns in parts, sides stored either way: as near as one rounding of the exact result."""
+    rows, columns, inner = shape
+    left = (
+        draw(inner, rows, seed=1, dtype=torch.bfloat16).t()
+        if across[0]
+        else draw(rows, inner, seed=1, dtype=torch.bfloat16)
+    )
+    right = (
+        draw(columns, inner, seed=2, dtype=torch.bfloat16).t()
+        if across[1]
+        else draw(inner, columns, seed=2, dtype=torch.bfloat16)
+    )
+    guarded = torch.full((rows + 1, columns), 7.0, dtype=torch.bfloat16)
+    native_train.product(tiles, left, right, out=guarded[:rows])
+    exact = left.double() @ right.double()
+    assert torch.allclose(guarded[:rows].double(), exact, rtol=2**-8, atol=1e-4 * inner**0.5)
+    assert (guarded[rows] == 7.0).all(), "written past the end"
+
+
+def test_product_refuses_what_does_not_go_together(tiles: Native) -> None:
+    left, right = torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(5, 3, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="do not go together"):
+        native_train.product(tiles, left, right)
+    with pytest.raises(ValueError, match="contiguous bfloat16"):
+        native_train.product(tiles, left.float(), right[:4].float())
+    with pytest.raises(ValueError, match="contiguous bfloat16"):
+        native_train.product(tiles, torch.zeros(3, 8, dtype=torch.bfloat16)[:, ::2], right[:4])
+
+
+def test_linear_in_tiles(tiles: Native) -> None:
+    """The layer and its three derivatives beside torch's."""
+    x_TI, weight_OI, bias_O = (
+        draw(*s, seed=i, dtype=torch.bfloat16) for i, s in enumerate([(130, 96), (70, 96), (70,)])
+    )
+    d_TO = draw(130, 70, seed=3, dtype=torch.bfloat16)
+    found = []
+    for backend in ("tiles", "reference"):
+        inputs = [t.clone().requires_grad_() for t in (x_TI, weight_OI, bias_O)]
+        with use_backend(linear=backend):
+            y_TO = linear(*inputs)
+        y_TO.backward(d_TO)
+        found.append([y_TO.detach(), *(t.grad for t in inputs)])
+    assert all(off(a, b) < TOLERANCE[torch.bfloat16] for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squares(kernels: Native, dtype: torch.dtype) -> None:
+    x = draw(3, 33333, seed=5, dtype=dtype)
+    assert native_train.squares(kernels, x) == pytest.approx(float(x.double().square().sum()), rel=1e-5)
+    x[1, 7] = float("nan")
+    assert math.isnan(native_train.squares(kernels, x))

@@ -21,16 +21,16 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenmill.ops import native_train
 from tokenmill.ops.activation import soft_cap
-from tokenmill.ops.linear import linear
+from tokenmill.ops.linear import linear, multiply
 from tokenmill.ops.registry import Op
 
 IGNORED = -100
 """The label of a token without a loss, as torch and Hugging Face have it."""
 CHUNK_VALUES = 1 << 24
 """Scores that autograd or several copies hold at once: 64 MiB in float32."""
-SCORED_BYTES = 1 << 27
-"""Scores held at once where there is one copy: each chunk more reads the head, and adds to its gradient in float32
-(SmolLM2-135M, 2,048 tokens: two chunks instead of six make a step a twelfth faster for 68 MB)."""
+SCORED_BYTES = 1 << 28
+"""Scores held at once where there is one copy: each chunk more reads the head, and a second one adds up its gradient in
+float32 (SmolLM2-135M, 2,048 tokens: one chunk of 200 MB needs no more memory than two and that sum)."""
 CACHE_VALUES = 1 << 19
 """Scores that a CPU takes through the softmax together, so that its passes over them stay in the cache."""
 
@@ -149,30 +149,43 @@ class HeadGradients:
     """
 
     def __init__(self, hidden_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]) -> None:
-        wider = wide(hidden_NC.dtype)
         self._hidden_NC, self._weight_VC, self._bias_V = hidden_NC, weight_VC, bias_V
         self.wanted = any(needed[:3])
+        self._by_head = needed[1]
         self.d_hidden_NC = torch.empty_like(hidden_NC) if needed[0] else None
-        self.d_weight_VC = torch.zeros_like(weight_VC, dtype=wider) if needed[1] else None
+        self.d_weight_VC: Tensor | None = None
+        wider = wide(hidden_NC.dtype)
         self.d_bias_V = torch.zeros(len(weight_VC), dtype=wider, device=weight_VC.device) if needed[2] else None
-        self._product_VC = torch.empty_like(weight_VC) if needed[1] and weight_VC.dtype != wider else None
+        self._product_VC: Tensor | None = None
 
     def add(self, rows: slice, scores_RV: Tensor) -> None:
         """Take in the derivative by the scores of these rows."""
         hidden_RC = self._hidden_NC[rows]
         if self.d_hidden_NC is not None:
-            torch.mm(scores_RV, self._weight_VC, out=self.d_hidden_NC[rows])
-        if self.d_weight_VC is not None and self._product_VC is not None:
-            self.d_weight_VC += torch.mm(scores_RV.t(), hidden_RC, out=self._product_VC)
-        elif self.d_weight_VC is not None:
-            self.d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
+            multiply(scores_RV, self._weight_VC, out=self.d_hidden_NC[rows])
+        if self._by_head:
+            self._add_by_head(scores_RV, hidden_RC)
         if self.d_bias_V is not None:
             self.d_bias_V += scores_RV.sum(0, dtype=self.d_bias_V.dtype)
+
+    def _add_by_head(self, scores_RV: Tensor, hidden_RC: Tensor) -> None:
+        if self.d_weight_VC is None:  # often there is but one chunk: nothing wider to add in, no copies
+            self.d_weight_VC = multiply(scores_RV.t(), hidden_RC)
+            return
+        wider = wide(self.d_weight_VC.dtype)
+        if self.d_weight_VC.dtype == wider:
+            self.d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
+            return
+        if self._product_VC is None:
+            self._product_VC, self.d_weight_VC = self.d_weight_VC, self.d_weight_VC.to(wider)
+        self.d_weight_VC += multiply(scores_RV.t(), hidden_RC, out=self._product_VC)
 
     def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The three derivatives, in the dtypes of what they are by."""
         d_weight_VC, d_bias_V = self.d_weight_VC, self.d_bias_V
-        if self._product_VC is not None and d_weight_VC is not None:
+        if self._by_head and d_weight_VC is None:
+            d_weight_VC = torch.zeros_like(self._weight_VC)
+        elif self._product_VC is not None and d_weight_VC is not None:
             d_weight_VC = self._product_VC.copy_(d_weight_VC)
         if d_bias_V is not None and self._bias_V is not None:
             d_bias_V = d_bias_V.to(self._bias_V.dtype)
@@ -205,7 +218,7 @@ def scored_chunks(
     buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
     for rows in chunks(len(hidden_NC), most):
         hidden_RC = hidden_NC[rows]
-        scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
+        scores_RV = multiply(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
         if bias_V is not None:
             scores_RV += bias_V
         softmax_rows(scores_RV, labels_N[rows], nll_N[rows], lse_N[rows], scale, softcap, z_loss, gradient)

@@ -32,6 +32,30 @@ def _fits(condition: bool, what: str, *tensors: Tensor) -> None:
         raise ValueError(f"{what}: shapes {', '.join(str(list(t.shape)) for t in tensors)} do not go together")
 
 
+def has_product(found: Native) -> bool:
+    """Whether the kernels multiply matrices for training better than torch does."""
+    return bool(found.module.has_product(found.kernels))
+
+
+def product(found: Native, left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """``left @ right`` [M, N] of bfloat16 matrices [M, K] and [K, N], each contiguous or such a one's transpose."""
+    shape = (left.shape[0], right.shape[1])
+    result = out if out is not None else left.new_empty(shape)
+    _fits(left.shape[1] == right.shape[0] and tuple(result.shape) == shape, "product", left, right, result)
+    arrays = (*_side(left), *_side(right.t()), result.data_ptr(), *shape, left.shape[1])
+    found.module.product(found.pool, found.kernels, *arrays)
+    return result
+
+
+def _side(matrix_RK: Tensor) -> tuple[int, int, bool]:
+    """Address, stride and whether rows lie across, as ``Side`` in product.h."""
+    across = not matrix_RK.is_contiguous()
+    stored = matrix_RK.t() if across else matrix_RK
+    if stored.dtype != torch.bfloat16 or not stored.is_contiguous():
+        raise ValueError(f"product: {matrix_RK.dtype} of strides {matrix_RK.stride()}: contiguous bfloat16 is needed")
+    return matrix_RK.data_ptr(), stored.stride(0), across
+
+
 def gated(found: Native, gate_TF: Tensor, up_TF: Tensor, name: str) -> Tensor:
     """``act(gate) * up`` in one pass."""
     _fits(gate_TF.shape == up_TF.shape, "gated", gate_TF, up_TF)
@@ -49,6 +73,11 @@ def gated_backward(found: Native, gate_TF: Tensor, up_TF: Tensor, d_TF: Tensor, 
     outputs = d_gate_TF.data_ptr(), d_up_TF.data_ptr()
     found.module.gated_backward(found.pool, found.kernels, UNARY[name], _REAL[gate_TF.dtype], *inputs, *outputs)
     return d_gate_TF, d_up_TF
+
+
+def squares(found: Native, x: Tensor) -> float:
+    """The sum of the squares: float32 within 32,768 values, float64 between them."""
+    return float(found.module.squares(found.pool, found.kernels, _REAL[x.dtype], x.data_ptr(), x.numel()))
 
 
 def rms_norm(found: Native, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -35,7 +35,7 @@ moment; factors of a matrix; none. Names are those of recipes (``train/optim``),
 CONTEXT_BYTES = 0.5 * GIB
 """Of a process on a GPU before its first tensor: the driver's context and the libraries' kernels (the lesson: 0.5 to 1
 GB)."""
-SCORED_BYTES = 1 << 27
+SCORED_BYTES = 1 << 28
 """Scores that tokenmill's loss has at once (``ops/cross_entropy.py``)."""
 NF4_BITS = 4.127
 """Of a weight with double quantisation, QLoRA's default."""

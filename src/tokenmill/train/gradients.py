@@ -7,11 +7,13 @@ later micro-batches would be lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from tokenmill.ops import native_train
 from tokenmill.train.distributed import World
 
 
@@ -72,8 +74,13 @@ def global_norm(gradients: Mapping[str, Tensor]) -> float:
     """The norm of all gradients together, accumulated in float32 (float64 for float64)."""
     if not gradients:
         return 0.0
-    norms = [torch.linalg.vector_norm(g, dtype=_accumulate(g.dtype)) for g in gradients.values()]
-    return float(torch.linalg.vector_norm(torch.stack([n.double() for n in norms])))
+    compiled = {name: found for name, g in gradients.items() if (found := native_train.native_for(g)) is not None}
+    squares = sum(native_train.squares(found, gradients[name]) for name, found in compiled.items())
+    others = [g for name, g in gradients.items() if name not in compiled]
+    if not others:
+        return math.sqrt(squares)
+    norms = [torch.linalg.vector_norm(g, dtype=_accumulate(g.dtype)) for g in others]
+    return math.hypot(math.sqrt(squares), float(torch.linalg.vector_norm(torch.stack([n.double() for n in norms]))))
 
 
 def _accumulate(dtype: torch.dtype) -> torch.dtype:
