@@ -37,7 +37,11 @@ def distillation_feed(plan: Plan, model: Model, world: World) -> Feed:
     longest = recipe.seq_len + distill.completion_tokens
     room = recipe.micro_batch * longest
     writer = Writer(model.decoder, how, plan.tokenizer.eos_token_ids, longest=longest, batch=room // longest)
-    judged = None if distill.url is None else RemoteTeacher(distill, plan.tokenizer).taught
+    judged = None
+    if distill.url is not None:
+        remote = RemoteTeacher(distill, plan.tokenizer, keep=False)
+        remote.check((plan.splits.train,))
+        judged = remote.taught
     return Feed(over=lambda source: Rewritten(source, plan, world, writer, room, judged))
 
 

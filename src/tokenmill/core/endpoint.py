@@ -34,7 +34,7 @@ class Endpoint:
     Args:
         url: up to and with the version, as in ``http://127.0.0.1:11434/v1``.
         key_variable: the environment variable that holds the key; None: no key is sent.
-        cache: folder of answers.
+        cache: folder of answers; None: they are not kept.
         concurrency: questions under way at a time.
         per_minute: questions begun in a minute at most; None: no limit.
         retries: further tries after a failure that may pass.
@@ -46,7 +46,7 @@ class Endpoint:
     def __init__(
         self,
         url: str,
-        cache: Path,
+        cache: Path | None,
         *,
         key_variable: str | None = None,
         concurrency: int = 8,
@@ -68,7 +68,8 @@ class Endpoint:
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
         self.url, self.concurrency, self.retries = url.rstrip("/"), concurrency, retries
-        self._answers, self._route, self._read = AnswerCache(cache), route, read or _read
+        self._answers = None if cache is None else AnswerCache(cache)
+        self._route, self._read = route, read or _read
         self._gap_s = 60.0 / per_minute if per_minute else 0.0
         self._next, self._lock = 0.0, threading.Lock()
         self._stop = threading.Event()
@@ -107,6 +108,8 @@ class Endpoint:
 
     def ask(self, question: Mapping[str, Any]) -> Answer:
         """The answer to one question, from the folder if it is there."""
+        if self._answers is None:
+            return self._answer(question)
         kept = self._answers.get(question)
         if kept is not None:
             return kept

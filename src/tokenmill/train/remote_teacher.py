@@ -35,14 +35,15 @@ NOTHING = -100.0
 
 
 class RemoteTeacher:
-    """The model ``config.teacher`` of the server at ``config.url``."""
+    """The model ``config.teacher`` of the server at ``config.url``. ``keep``: answers, for a run that was stopped; of
+    what a student wrote nobody will ask again."""
 
-    def __init__(self, config: DistillConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: DistillConfig, tokenizer: Tokenizer, *, keep: bool = True) -> None:
         assert config.url is not None
         self.config, self.tokenizer = config, tokenizer
         self.endpoint = Endpoint(
             config.url,
-            home() / "cache" / "teacher" / "answers",
+            home() / "cache" / "teacher" / "answers" if keep else None,
             route="/completions",
             read=_read,
             key_variable=config.key_variable,
