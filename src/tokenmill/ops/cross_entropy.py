@@ -172,12 +172,11 @@ class HeadGradients:
         if self.d_weight_VC is None:  # often there is but one chunk: nothing wider to add in, no copies
             self.d_weight_VC = multiply(scores_RV.t(), hidden_RC)
             return
-        wider = wide(self.d_weight_VC.dtype)
-        if self.d_weight_VC.dtype == wider:
+        if scores_RV.dtype == wide(scores_RV.dtype):
             self.d_weight_VC.addmm_(scores_RV.t(), hidden_RC)
             return
         if self._product_VC is None:
-            self._product_VC, self.d_weight_VC = self.d_weight_VC, self.d_weight_VC.to(wider)
+            self._product_VC, self.d_weight_VC = self.d_weight_VC, self.d_weight_VC.to(wide(scores_RV.dtype))
         self.d_weight_VC += multiply(scores_RV.t(), hidden_RC, out=self._product_VC)
 
     def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
