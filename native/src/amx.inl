@@ -48,11 +48,19 @@ inline void multiply_pair(const Weight& w, int64_t p, bool pair, const uint16_t*
   const int64_t kp = in.padded_k(), steps = kp / 32;
   const bool two = t + 16 < in.t;
   const uint16_t *a0 = in.b + t * kp, *a1 = a0 + 16 * kp, *b1 = b0 + kp * 16;
+  const bool whole = t + 32 <= in.t && pair && (p + 2) * panel_rows <= w.n;  // tiles go straight to their places
   alignas(64) float tile[4][16][16];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if (whole && bias) {  // a stride of nothing: the same sixteen numbers in each row
+    _tile_loadd(0, bias + p * panel_rows, 0);
+    _tile_loadd(1, bias + (p + 1) * panel_rows, 0);
+    _tile_loadd(2, bias + p * panel_rows, 0);
+    _tile_loadd(3, bias + (p + 1) * panel_rows, 0);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int64_t s = 0; s < steps; s++) {
     _tile_loadd(4, a0 + s * 32, kp * 2);
     _tile_loadd(6, b0 + s * 512, 64);
@@ -66,6 +74,14 @@ inline void multiply_pair(const Weight& w, int64_t p, bool pair, const uint16_t*
       _tile_dpbf16ps(2, 5, 6);
       if (pair) _tile_dpbf16ps(3, 5, 7);
     }
+  }
+  if (whole) {
+    float* at = y + t * ldy + p * panel_rows;
+    _tile_stored(0, at, ldy * 4);
+    _tile_stored(1, at + panel_rows, ldy * 4);
+    _tile_stored(2, at + 16 * ldy, ldy * 4);
+    _tile_stored(3, at + 16 * ldy + panel_rows, ldy * 4);
+    return;
   }
   _tile_stored(0, tile[0], 64);
   _tile_stored(1, tile[1], 64);

@@ -66,67 +66,80 @@ inline void scales_at(const uint8_t* base, int64_t c, int half, int shift, f32x1
   }
 }
 
-constexpr int64_t prefetch_ahead = 4096;  // bytes
+/// Panels that one row takes at a time: a core asks memory for more where several streams are open.
+constexpr int streams = 2;
 
-/// y[M][16] of one panel for M rows of quantised inputs, beginning with row `t`.
-template <Kind KIND, int M>
-inline void panel_dot(const Weight& w, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[M]) {
+/// y[P][M][16] of P panels for M rows of quantised inputs, beginning with row `t`.
+template <Kind KIND, int M, int P>
+inline void panel_dot(const Weight& w, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[P * M]) {
   constexpr Format f = format_of(KIND);
   constexpr int halves = f.group == 16 ? 2 : 1, steps = 8 / halves;
-  const int64_t kp = in.padded_k(), chunks = kp / chunk;
-  const uint8_t* scales = panel + w.code_bytes();
+  const int64_t kp = in.padded_k(), chunks = kp / chunk, stride = w.panel_bytes();
+  const int64_t scale_step = scale_bytes(f, kp, w.group_shift) / chunks;
 #pragma GCC unroll 8
-  for (int m = 0; m < M; m++) y[m] = splat(0.0f);
-  for (int64_t c = 0; c < chunks; c++) {
-    u32x16 codes[8];
-    const uint8_t* from = panel + c * chunk_bytes(f);
-    // One row is bound by memory: ask for what comes some chunks later, across the pages that the hardware stops at
-    if constexpr (M == 1)
+  for (int i = 0; i < P * M; i++) y[i] = splat(0.0f);
+  for (int64_t c = 0; c < chunks; c++)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++) {
+      u32x16 codes[8];
+      const uint8_t* from = panel + p * stride + c * chunk_bytes(f);
+      const uint8_t* scales = panel + p * stride + w.code_bytes();
+      // One row is bound by memory: ask for the same place of the panels that come next, codes and scales
+      if constexpr (M == 1) {
 #pragma GCC unroll 8
-      for (int i = 0; i < f.bits; i++) __builtin_prefetch(from + prefetch_ahead + 64 * i);
-    unpack<KIND>(from, codes);
+        for (int i = 0; i < f.bits; i++) __builtin_prefetch(from + P * stride + 64 * i);
+        __builtin_prefetch(scales + P * stride + c * scale_step);
+      }
+      unpack<KIND>(from, codes);
 #pragma GCC unroll 2
-    for (int half = 0; half < halves; half++) {
-      f32x16 scale, minimum;
-      scales_at<KIND>(scales, c, half, w.group_shift, scale, minimum);
+      for (int half = 0; half < halves; half++) {
+        f32x16 scale, minimum;
+        scales_at<KIND>(scales, c, half, w.group_shift, scale, minimum);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; m++) {
-        const int16_t* x = in.q + (t + m) * kp + c * chunk + half * 16;
-        const int32_t* sums = in.sum + ((t + m) * chunks + c) * 2;
-        const int32_t total = halves == 2 ? sums[half] : sums[0] + sums[1];
-        Dot dot(f.min ? 0 : -f.offset * total, total);
+        for (int m = 0; m < M; m++) {
+          const int16_t* x = in.q + (t + m) * kp + c * chunk + half * 16;
+          const int32_t* sums = in.sum + ((t + m) * chunks + c) * 2;
+          const int32_t total = halves == 2 ? sums[half] : sums[0] + sums[1];
+          Dot dot(f.min ? 0 : -f.offset * total, total);
 #pragma GCC unroll 8
-        for (int i = 0; i < steps; i++) dot.add(codes[half * steps + i], x + 4 * i);
-        const f32x16 sx = splat(in.scale[(t + m) * chunks + c]);
-        y[m] = fma(to_float(dot.sums()), scale * sx, y[m]);
-        if constexpr (f.min) y[m] = fma(minimum, sx * static_cast<float>(total), y[m]);
+          for (int i = 0; i < steps; i++) dot.add(codes[half * steps + i], x + 4 * i);
+          const f32x16 sx = splat(in.scale[(t + m) * chunks + c]);
+          f32x16& sum = y[p * M + m];
+          sum = fma(to_float(dot.sums()), scale * sx, sum);
+          if constexpr (f.min) sum = fma(minimum, sx * static_cast<float>(total), sum);
+        }
       }
     }
-  }
 }
 
 /// The same for bfloat16 and float32 weights, whose inputs stay in float32.
-template <Kind KIND, int M>
-inline void panel_dot_float(const Weight&, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[M]) {
+template <Kind KIND, int M, int P>
+inline void panel_dot_float(const Weight& weight, const uint8_t* panel, const Inputs& in, int64_t t, f32x16 (&y)[P * M]) {
+  const int64_t stride = weight.panel_bytes();
 #pragma GCC unroll 8
-  for (int m = 0; m < M; m++) y[m] = splat(0.0f);
+  for (int i = 0; i < P * M; i++) y[i] = splat(0.0f);
   const float* x = in.x + t * in.k;
   if constexpr (KIND == Kind::F32) {
-    for (int64_t k = 0; k < in.k; k++) {
-      const f32x16 w = load<f32x16>(panel + k * 64);
+    for (int64_t k = 0; k < in.k; k++)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; p++) {
+        const f32x16 w = load<f32x16>(panel + p * stride + k * 64);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; m++) y[m] = fma(w, splat(x[m * in.k + k]), y[m]);
-    }
-  } else {
-    for (int64_t k = 0; k < in.k; k += 2) {
-      const u32x16 pair = load<u32x16>(panel + k * 32);
-      const f32x16 even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; m++) {
-        y[m] = fma(even, splat(x[m * in.k + k]), y[m]);
-        y[m] = fma(odd, splat(k + 1 < in.k ? x[m * in.k + k + 1] : 0.0f), y[m]);
+        for (int m = 0; m < M; m++) y[p * M + m] = fma(w, splat(x[m * in.k + k]), y[p * M + m]);
       }
-    }
+  } else {
+    for (int64_t k = 0; k < in.k; k += 2)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; p++) {
+        const u32x16 pair = load<u32x16>(panel + p * stride + k * 32);
+        const f32x16 even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+          f32x16& sum = y[p * M + m];
+          sum = fma(even, splat(x[m * in.k + k]), sum);
+          sum = fma(odd, splat(k + 1 < in.k ? x[m * in.k + k + 1] : 0.0f), sum);
+        }
+      }
   }
 }
 
@@ -136,20 +149,25 @@ inline void write_panel(const Weight& w, int64_t p, f32x16 v, const float* bias,
     store(y + row, bias ? v + load<f32x16>(bias + row) : v);
     return;
   }
-  for (int64_t i = 0; i < left; i++) y[row + i] = bias ? v[i] + bias[row + i] : v[i];
+  float lanes[panel_rows];  // not v[i]: that would keep v in memory for all panels
+  store(lanes, v);
+  for (int64_t i = 0; i < left; i++) y[row + i] = bias ? lanes[i] + bias[row + i] : lanes[i];
 }
 
-template <Kind KIND, int M>
+template <Kind KIND, int M, int P = 1>
 void panel_rows_block(const Weight& w, int64_t p, const Inputs& in, int64_t t, const float* bias, float* y, int64_t ldy) {
-  f32x16 out[M];
-  if constexpr (format_of(KIND).bits == 0) panel_dot_float<KIND, M>(w, w.panel(p), in, t, out);
-  else panel_dot<KIND, M>(w, w.panel(p), in, t, out);
-  for (int m = 0; m < M; m++) write_panel(w, p, out[m], bias, y + (t + m) * ldy);
+  f32x16 out[P * M];
+  if constexpr (format_of(KIND).bits == 0) panel_dot_float<KIND, M, P>(w, w.panel(p), in, t, out);
+  else panel_dot<KIND, M, P>(w, w.panel(p), in, t, out);
+  for (int i = 0; i < P * M; i++) write_panel(w, p + i / M, out[i], bias, y + (t + i % M) * ldy);
 }
 
 template <Kind KIND>
 void linear_of(const Weight& w, int64_t first, int64_t last, const Inputs& in, const float* bias, float* y, int64_t ldy) {
-  for (int64_t p = first; p < last; p++) {
+  int64_t p = first;
+  if (in.t == 1)
+    for (; p + streams <= last; p += streams) panel_rows_block<KIND, 1, streams>(w, p, in, 0, bias, y, ldy);
+  for (; p < last; p++) {
     int64_t t = 0;
     for (; t + 8 <= in.t; t += 8) panel_rows_block<KIND, 8>(w, p, in, t, bias, y, ldy);
     if (t + 4 <= in.t) panel_rows_block<KIND, 4>(w, p, in, t, bias, y, ldy), t += 4;

@@ -326,7 +326,8 @@ void Program::run(Pool& pool, const Kernels& kernels, const Pass& pass, bool inv
     shared_.sum.resize(max_rows * kp / 16);
     if (kernels.tiles) shared_.b.resize((max_rows + 31) / 32 * 32 * kp);
     scratch_.clear();
-    for (int i = 0; i < pool.threads(); i++) scratch_.push_back(std::make_unique<float[]>(floats));
+    // Not zeroed: a program of one product must not pay for memory that it never touches
+    for (int i = 0; i < pool.threads(); i++) scratch_.push_back(std::make_unique_for_overwrite<float[]>(floats));
   }
   Context context{kernels, pass, pool.threads(), invariant, {}};
   for (auto& s : scratch_) context.scratch.push_back(s.get());
