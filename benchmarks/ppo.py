@@ -64,7 +64,7 @@ def trained(recipe: str, folder: Path, **values: Any) -> Path:
     if (latest / "model").exists():
         return latest
     if (latest / "checkpoints" / "latest").exists():
-        result = train(resume=latest)
+        result = train(resume=latest, overrides=[f"steps={values['steps']}"])
     else:
         values |= {
             "out": str(folder / recipe),
@@ -92,7 +92,7 @@ def judged(model: Path, pairs: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build/ppo"))
-    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--rollouts", type=int, default=10)
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -100,9 +100,9 @@ def main() -> None:
     pairs = {"path": str(work / "pairs-train.jsonl"), "eval": str(work / "pairs-held-out.jsonl")}
     reward = trained("reward", work, data=pairs, steps=14, seq_len=512, batch_tokens=512, lr=5e-4) / "model"
     prompts = {"path": str(work / "prompts-train.jsonl"), "eval": str(work / "prompts-held-out.jsonl")}
-    policy = {"prompts": 16, "group": 1, "iterations": 4, "completion_tokens": 32}
+    policy = {"prompts": 16, "group": 1, "iterations": 4, "completion_tokens": 32, "beta": 0.4}
     rewards = [{"kind": "model", "models": [str(reward)]}]
-    ppo = {"missing_end": 1.0, "kl_target": TARGET, "kl_horizon": 200, "value_clip": 1.0}
+    ppo = {"missing_end": 1.0, "kl_target": TARGET, "kl_horizon": 100, "value_clip": 1.0}
     run = trained("ppo", work, data=prompts, rewards=rewards, policy=policy, ppo=ppo, lr=2e-4,
                   steps=4 * arguments.rollouts, eval_batches=2, micro_batch=16)  # fmt: skip
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
