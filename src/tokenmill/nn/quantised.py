@@ -1,6 +1,6 @@
-"""Layers over quantised weights (``formats/codes.py``) in plain torch: the reference, and what runs without kernels.
+"""Layers over quantised weights (``formats/codes.py``): what runs without the native kernels, and on CUDA.
 
-Weights stay as codes and are unpacked for each product; where a layout says so, inputs are rounded first. The native
+Weights stay as codes (``ops/quantised_linear.py``); where a layout says so, inputs are rounded first. The native
 kernels serve the same codes as :class:`~tokenmill.nn.packed.PackedLinear`, with inputs in 16 bits.
 """
 
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from tokenmill.formats.codes import Codes
 from tokenmill.nn.linear import LinearLayer
 from tokenmill.nn.moe import StackedLinear
-from tokenmill.ops.linear import linear
-from tokenmill.ops.rounding import ROUNDINGS
+from tokenmill.ops.quantised_linear import Held, quantised_linear
 
 
 class _Held(nn.Module):
@@ -22,8 +21,9 @@ class _Held(nn.Module):
 
     def __init__(self, codes: Codes) -> None:
         super().__init__()
-        self.bits = codes.bits
-        self.register_buffer("codes", codes.codes_OI, persistent=False)
+        held = Held.of(codes)
+        self.bits, self.paired = codes.bits, held.paired
+        self.register_buffer("codes", held.codes, persistent=False)
         self.register_buffer("scales", codes.scales_OG, persistent=False)
         self.register_buffer("zeros", codes.zeros_OG, persistent=False)
         self.register_buffer("groups", codes.groups_I, persistent=False)
@@ -35,9 +35,13 @@ class _Held(nn.Module):
     groups: Tensor | None
     levels: Tensor | None
 
+    def held(self) -> Held:
+        """For a product."""
+        return Held(self.codes, self.paired, self.scales, self.zeros, self.bits, self.groups, self.levels)
+
     def matrix(self) -> Codes:
         """The codes again."""
-        return Codes(self.codes, self.scales, self.zeros, self.bits, self.groups, self.levels)
+        return self.held().matrix()
 
 
 class QuantisedLinear(LinearLayer):
@@ -58,8 +62,7 @@ class QuantisedLinear(LinearLayer):
         return self.matrix().dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return linear(rounded(x, self.inputs), self.matrix().dense(x.dtype), bias)
+        return quantised_linear(x, self.held.held(), self.bias, self.inputs)
 
 
 class QuantisedStacked(StackedLinear):
@@ -77,12 +80,7 @@ class QuantisedStacked(StackedLinear):
     def forward(self, x: Tensor, expert: int) -> Tensor:
         held = self.experts[expert]
         assert isinstance(held, _Held)
-        return linear(rounded(x, self.inputs), held.matrix().dense(x.dtype))
-
-
-def rounded(x: Tensor, inputs: str | None) -> Tensor:
-    """Inputs as the layout wants them."""
-    return x if inputs is None else ROUNDINGS[inputs](x)
+        return quantised_linear(x, held.held(), None, self.inputs)
 
 
 def is_quantised(model: nn.Module) -> bool:
