@@ -88,8 +88,8 @@ def run(
         raise SystemExit(f"stopped at step {result.step}; the same command goes on there")
     seconds = time.perf_counter() - began
     lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = [line for line in map(json.loads, lines) if "bits_per_byte" in line]
-    return {"bits_per_byte": measured[-1]["bits_per_byte"], "steps": result.step, "seconds": seconds}
+    measured = [line for line in map(json.loads, lines) if "eval_bits_per_byte" in line]
+    return {"bits_per_byte": measured[-1]["eval_bits_per_byte"], "steps": result.step, "seconds": seconds}
 
 
 def untrained(model: Path | str, path: Path) -> float:
