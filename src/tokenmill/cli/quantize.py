@@ -48,8 +48,8 @@ def quantize(
         float | None,
         typer.Option(
             metavar="BITS",
-            help="rtn, gptq, awq: bits a weight in the mean, scales included; each layer gets 2, 3, 4 or 8, at least "
-            "--bits, by what rounding it does to the model.",
+            help="rtn, gptq, awq: bits a weight in the mean, scales included; each layer gets 3, 4 or 8 (2 below "
+            "3.5; at least --bits), by what rounding it does to the model.",
         ),
     ] = None,
     group_size: Annotated[
@@ -82,7 +82,11 @@ def quantize(
     ] = "auto",
     damping: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="gptq, codebook: share of the mean added to the diagonal. [default: 0.01]"),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="gptq, codebook, w8a8, llm-int8: share of the mean added to the diagonal. [default: 0.01]",
+        ),
     ] = None,
     act_order: Annotated[
         bool | None,
@@ -249,9 +253,7 @@ def _quantise(prepared: _Prepared, settings: Settings, out: Path, as_json: bool)
     model = model_from_file(prepared.file, dtype="float32")
     with step_meter() as meter:
         quantised, result = run_job(job, model, work, meter)
-    if smaller := sorted({r.group_size for r in quantised.records} - {settings.group_size}):
-        sizes = ", ".join(map(str, smaller))
-        note(f"groups of {settings.group_size} do not divide the rows of every layer: some have groups of {sizes}")
+    _say_smaller_groups(result)
     built = write_result(job, quantised, work, out, prepared.tokenizer.save)
     del quantised, model
     result.speed = {"speed here": _speed(built), "the original's": _speed(Path(prepared.file.path))}
@@ -260,6 +262,13 @@ def _quantise(prepared: _Prepared, settings: Settings, out: Path, as_json: bool)
     page = result_page(prepared.name, result, prepared.original_bytes, _command())
     finish(built, work, out, document, page)
     emit(document, as_json, _table(prepared.name, result, prepared.original_bytes, out))
+
+
+def _say_smaller_groups(result: Result) -> None:
+    wanted, sizes = result.settings.group_size, [layer["group_size"] for layer in result.layers]
+    for size in sorted(set(sizes) - {wanted, -1}):
+        alike = f"{sizes.count(size)} of {len(sizes)} layers"
+        note(f"warning: groups of {wanted} do not divide the rows of {alike}: these have groups of {size}")
 
 
 def _speed(path: Path) -> float:
@@ -288,6 +297,7 @@ def _compare(prepared: _Prepared, wanted: dict[str, Settings], out: Path, as_jso
         note(name)
         with step_meter() as meter:
             results.append((name, run_job(prepared.job(settings), model, work / str(number), meter)[1]))
+        _say_smaller_groups(results[-1][1])
     best = frontier([(name, result) for name, result in results if result.divergence is not None])
     document: dict[str, Any] = {
         "model": prepared.name,

@@ -41,8 +41,8 @@ __all__ = [
     "DistillConfig",
     "PolicyConfig",
     "PreferenceConfig",
-    "Recipe",
     "QatConfig",
+    "Recipe",
     "RewardConfig",
     "Shape",
     "Source",
@@ -111,11 +111,11 @@ class Recipe(Part):
     """Keep the frozen base in 4 bits (QLoRA); only with an adapter."""
     double_quant: bool = True
     """Also quantise the block scales of ``quantize`` (QLoRA: 0.5 to 0.127 bits a parameter)."""
+    qat: QatConfig | None = None
+    """Train with the weights rounded as ``tokenmill quantize`` rounds them; ``qat.bits=4`` is enough to ask for it."""
 
     # --- how much is seen, in which portions
     seq_len: Count | None = None
-    qat: QatConfig | None = None
-    """Train with the weights rounded as ``tokenmill quantize`` rounds them; ``qat.bits=4`` is enough to ask for it."""
     """Tokens of a row; longer documents follow ``data.truncate``. Derived: 512, or the model's longest if shorter."""
     packing: bool = True
     """Several documents in a row, isolated from each other; otherwise a row is one document. No padding either way."""
