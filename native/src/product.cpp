@@ -21,6 +21,7 @@ using Address = uintptr_t;
 constexpr int64_t longest_k = 2048;
 constexpr int64_t right_values = 1 << 21;  // of the right side, packed at a time: 4 MB
 constexpr int64_t most_rows = 128;         // of the left side, packed at a time: at most 512 KB, in the second-level cache
+constexpr int64_t cached_results = 1 << 23;
 constexpr int64_t kept_values = 3 << 20;   // of room that a thread keeps between products
 
 int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
@@ -99,7 +100,7 @@ class Product {
       b.ld_sums = parts(columns.count, 32);
       b.sums = sums_ ? sums_ + first / 32 * b.ld_sums * 1024 : nullptr;
       b.first = in.from == 0, b.last = in.from + in.count == k_;
-      b.y = y_ + first * n_ + columns.from, b.ldy = n_;
+      b.y = y_ + first * n_ + columns.from, b.ldy = n_, b.past_caches = m_ * n_ > cached_results;
       kernels_.multiply(b);
     });
   }

@@ -22,6 +22,7 @@ struct Block {
   bool first, last;     // part of k
   uint16_t* y;
   int64_t ldy;
+  bool past_caches;  // y is larger than they are
 };
 
 struct ProductKernels {

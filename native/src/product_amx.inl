@@ -131,12 +131,17 @@ inline void multiply_panels(const uint16_t* left, const uint16_t* right, int64_t
   _tile_stored(3, sums + 16 * 33, 128);
 }
 
-/// Results as bfloat16 into y [rows, ldy].
-inline void write_results(const float* sums, int64_t rows, int64_t columns, uint16_t* y, int64_t ldy) {
+/// Results as bfloat16 into y [rows, ldy]. `past`: whole lines go past the caches, into which so many do not fit.
+inline void write_results(const float* sums, int64_t rows, int64_t columns, uint16_t* y, int64_t ldy, bool past) {
   const __mmask32 in = first_of_32(columns);
+  past = past && columns >= 32 && reinterpret_cast<uintptr_t>(y) % 64 == 0 && ldy % 32 == 0;
   for (int64_t r = 0; r < (rows < 32 ? rows : 32); r++) {
-    const __m512bh v = _mm512_cvtne2ps_pbh(_mm512_load_ps(sums + r * 32 + 16), _mm512_load_ps(sums + r * 32));
-    _mm512_mask_storeu_epi16(y + r * ldy, in, (__m512i)v);
+    const __m512i v =
+        (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(sums + r * 32 + 16), _mm512_load_ps(sums + r * 32));
+    if (past)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(y + r * ldy), v);
+    else
+      _mm512_mask_storeu_epi16(y + r * ldy, in, v);
   }
 }
 
@@ -148,8 +153,9 @@ inline void multiply_block(const Block& b) {
     for (int64_t i = 0; i < b.rows; i += 32) {
       float* sums = b.sums ? b.sums + (i / 32 * b.ld_sums + j / 32) * 1024 : room;
       multiply_panels(b.left + i / 32 * panel, b.right + j / 32 * panel, b.steps, b.first, sums);
-      if (b.last) write_results(sums, b.rows - i, b.columns - j, b.y + i * b.ldy + j, b.ldy);
+      if (b.last) write_results(sums, b.rows - i, b.columns - j, b.y + i * b.ldy + j, b.ldy, b.past_caches);
     }
+  if (b.past_caches) _mm_sfence();
 }
 
 }  // namespace tokenmill::ISA_NAMESPACE::training
