@@ -179,7 +179,7 @@ def test_a_resumed_run_is_the_same(place: Path, tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"qat": {"bits": 4}, "objective": "dpo"}, "qat is for objective=next_token, sft, distill, not for dpo"),
-        ({"qat": {"bits": 4}, "adapter": {"kind": "ia3"}}, "with all weights or adapter.kind=lora, not ia3"),
+        ({"qat": {"bits": 4}, "adapter": {"kind": "ia3"}}, "all weights or adapter.kind=lora, not ia3"),
         ({"qat": {"bits": 4}, "adapter": {"dropout": 0.1}}, "where its inputs cannot be dropped"),
         ({"qat": {"bits": 4}, "adapter": {}, "quantize": "nf4"}, "quantize=nf4 has done so already"),
         ({"qat": {"bit": 4}}, "did you mean 'qat.bits'"),

@@ -165,7 +165,7 @@ def _rounding(r: Recipe) -> Iterator[Problem]:
     if r.adapter is not None and r.adapter.kind != "lora":
         yield (
             ("qat", "adapter.kind"),
-            f"qat rounds the weight with the adapter in it: with all weights or adapter.kind=lora, not {r.adapter.kind}",
+            f"qat rounds the weight with the adapter in it: all weights or adapter.kind=lora, not {r.adapter.kind}",
         )
     if r.adapter is not None and r.adapter.dropout:
         yield ("qat", "adapter.dropout"), "qat folds the adapter into the weight, where its inputs cannot be dropped"
