@@ -27,6 +27,7 @@ from tokenmill.data.prompts import Prompts
 from tokenmill.models import load_model, load_tokenizer
 from tokenmill.text.tokenizer import Tokenizer
 from tokenmill.tools.box import ToolBox
+from tokenmill.train.objectives import logprobs
 from tokenmill.train.objectives.logprobs import NO_LABEL, batch_logprobs
 from tokenmill.train.objectives.policy import Policy
 from tokenmill.train.plan import plan_run
@@ -211,15 +212,15 @@ def test_trainer_and_engine_agree_over_turns(
     assert float((logps_T - batch.sampler_T)[here_T].abs().max()) < 1e-5
     assert batch.labels_T[here_T].tolist() == [token for one in written for token in one.drawn]
 
-    hidden = model.hidden
+    hidden = logprobs.hidden_states
 
     def gradient(where_T: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        def shaken(tokens_T: torch.Tensor, context: Any) -> torch.Tensor:
-            found_TC = hidden(tokens_T, context)
+        def shaken(*given: Any) -> torch.Tensor:
+            found_TC = hidden(*given)
             noise = torch.randn(found_TC.shape, generator=torch.Generator().manual_seed(0))
             return found_TC if where_T is None else torch.where(where_T[:, None], found_TC + noise, found_TC)
 
-        monkeypatch.setattr(model, "hidden", shaken)
+        monkeypatch.setattr(logprobs, "hidden_states", shaken)
         config = PolicyConfig(completion_tokens=48, temperature=0.8, clip_low=0.2, clip_high=0.2)
         loss = Policy(config, PRESETS["grpo"], kl_in_loss=True, correct="off")(model, batch)
         model.zero_grad()
