@@ -11,6 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenmill.cli.output import Json, PullProgress, columns, emit, human_duration, human_size, note, step_meter, verb
+from tokenmill.cli.quantize_options import (
+    COMPARED,
+    ActOrder,
+    Bits,
+    BitsBudget,
+    Clip,
+    Compare,
+    Damping,
+    GroupSize,
+    KvCache,
+    Layout,
+    Method,
+    Smooth,
+    Symmetric,
+)
 from tokenmill.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +38,6 @@ if TYPE_CHECKING:
     from tokenmill.text.tokenizer import Tokenizer
 
 app = verb()
-COMPARED = "rtn:4,gptq:4,awq:4,gptq:4:32,awq:4:32,gptq:3:32,gptq:3.5,codebook:3,w8a8"
 CTX = 512
 
 EPILOG = """\b
@@ -38,35 +52,12 @@ Examples:
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes, with its report; a new or empty folder.")],
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="rtn, gptq, awq, codebook, w8a8, llm-int8, fp8 or nf4.")
-    ] = "gptq",
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of a weight: 2, 3, 4 or 8. [default: 4 where there is a choice]")
-    ] = None,
-    bits_budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="BITS",
-            help="rtn, gptq, awq: bits a weight in the mean, scales included; each layer gets 3, 4 or 8 (2 below "
-            "3.5; at least --bits), by what rounding it does to the model.",
-        ),
-    ] = None,
-    group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale: 32, 64, 128, …; -1: a row. [default: 128]")
-    ] = None,
-    symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--symmetric/--asymmetric", help="Zero is the middle code, or each group has its own. [default: by method]"
-        ),
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="compressed-tensors, gptq, awq, bitsandbytes or squeezellm. [default: by method]"
-        ),
-    ] = None,
+    method: Method = "gptq",
+    bits: Bits = None,
+    bits_budget: BitsBudget = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    layout: Layout = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Calibration data of any kind that training takes; may be repeated."),
@@ -80,41 +71,12 @@ def quantize(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Of what stays unquantised: float16, bfloat16, float32.")
     ] = "auto",
-    damping: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="gptq, codebook, w8a8, llm-int8: share of the mean added to the diagonal. [default: 0.01]",
-        ),
-    ] = None,
-    act_order: Annotated[
-        bool | None,
-        typer.Option("--act-order/--no-act-order", help="gptq, codebook: columns by importance. [default: yes]"),
-    ] = None,
-    clip: Annotated[
-        bool | None, typer.Option("--clip/--no-clip", help="awq: search where to clip each group. [default: yes]")
-    ] = None,
-    smooth: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, max=1.0, help="w8a8, llm-int8: SmoothQuant's strength; 0: none, no data. [default: searched]"
-        ),
-    ] = None,
-    kv_cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE", help="Also scales for keys and values as int8 (by head) or fp8 (by layer), from the data."
-        ),
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Try several, METHOD[:BITS[:GROUP]] each (3.5 bits: a budget), or 'all' "
-            f"({COMPARED}); only reports are written.",
-        ),
-    ] = None,
+    damping: Damping = None,
+    act_order: ActOrder = None,
+    clip: Clip = None,
+    smooth: Smooth = None,
+    kv_cache: KvCache = None,
+    compare: Compare = None,
     as_json: Json = False,
 ) -> None:
     """Quantise a model. A run that was stopped goes on where it was when the same command is given again."""
