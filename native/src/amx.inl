@@ -22,6 +22,12 @@ struct Tiles {
   ~Tiles() { _tile_release(); }
 };
 
+/// Asks for the 16 rows of a tile, `stride` values apart, a step before they are loaded: where a neighbour has half of the
+/// core (SMT) that makes products a third faster, and where the core is ours a tenth slower.
+inline void fetch_tile(const uint16_t* tile, int64_t stride) {
+  for (int i = 0; i < 16; i++) _mm_prefetch(reinterpret_cast<const char*>(tile + stride * i), _MM_HINT_T0);
+}
+
 /// A panel as B tiles: [Kp / 32] tiles of 16 pairs of k x 16 rows x 2.
 template <Kind KIND>
 inline void panel_to_tiles(const Weight& w, const uint8_t* panel, uint16_t* out) {
@@ -62,14 +68,17 @@ inline void multiply_pair(const Weight& w, int64_t p, bool pair, const uint16_t*
     _tile_zero(3);
   }
   for (int64_t s = 0; s < steps; s++) {
+    fetch_tile(a0 + s * 32 + 32, kp), fetch_tile(b0 + s * 512 + 512, 32);
     _tile_loadd(4, a0 + s * 32, kp * 2);
     _tile_loadd(6, b0 + s * 512, 64);
     _tile_dpbf16ps(0, 4, 6);
     if (pair) {
+      fetch_tile(b1 + s * 512 + 512, 32);
       _tile_loadd(7, b1 + s * 512, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if (two) {
+      fetch_tile(a1 + s * 32 + 32, kp);
       _tile_loadd(5, a1 + s * 32, kp * 2);
       _tile_dpbf16ps(2, 5, 6);
       if (pair) _tile_dpbf16ps(3, 5, 7);

@@ -93,12 +93,6 @@ inline void pack_panels(const Side& side, bool right, int64_t row, int64_t rows,
     }
 }
 
-/// The next step's tiles are asked for: where a neighbour has half of the core (SMT), that is a third faster, and where the
-/// core is ours, a tenth slower.
-inline void fetch_tile(const uint16_t* tile) {
-  for (int i = 0; i < 16; i++) _mm_prefetch(reinterpret_cast<const char*>(tile + 32 * i), _MM_HINT_T0);
-}
-
 /// 32 x 32 results of two panels, in four tiles; `sums` [32, 32] is what they add to, unless this is the `first` part of k.
 inline void multiply_panels(const uint16_t* left, const uint16_t* right, int64_t steps, bool first, float* sums) {
   if (first) {
@@ -113,14 +107,14 @@ inline void multiply_panels(const uint16_t* left, const uint16_t* right, int64_t
     _tile_loadd(3, sums + 16 * 33, 128);
   }
   for (int64_t s = 0; s < steps; s++, left += 1024, right += 1024) {
-    fetch_tile(left + 1024), fetch_tile(right + 1024);
+    fetch_tile(left + 1024, 32), fetch_tile(right + 1024, 32);
     _tile_loadd(4, left, 64);
     _tile_loadd(6, right, 64);
     _tile_dpbf16ps(0, 4, 6);
-    fetch_tile(right + 1536);
+    fetch_tile(right + 1536, 32);
     _tile_loadd(7, right + 512, 64);
     _tile_dpbf16ps(1, 4, 7);
-    fetch_tile(left + 1536);
+    fetch_tile(left + 1536, 32);
     _tile_loadd(5, left + 512, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
