@@ -56,9 +56,10 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
   uint16_t* queries = reinterpret_cast<uint16_t*>(out + row_tile * d);
   uint16_t* weights = queries + row_tile * d;
   uint8_t* copy = reinterpret_cast<uint8_t*>(weights + row_tile * key_tile);
-  float top[row_tile], total[row_tile], alpha[row_tile];
+  float top[row_tile];
+  f32x16 total[row_tile];  // of each lane
   std::fill(top, top + row_tile, minus_infinity);
-  std::fill(total, total + row_tile, 0.0f);
+  std::fill(total, total + row_tile, splat(0.0f));
   std::memset(p, 0, (row_tile * (key_tile + d)) * sizeof(float) + row_tile * (d + key_tile) * sizeof(uint16_t));
   for (int64_t r = 0; r < rows; r++) row_to_bf16(q + (s.start + first + r) * ld + head * d, d, queries + r * d);
   const auto low_of = [&](int64_t row) { return shape.window ? std::max<int64_t>(0, before + row + 1 - shape.window) : 0; };
@@ -74,21 +75,33 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
                                    std::min<int64_t>(32, end - from), 32, copy);
     }
     tile_scores(queries, d, row_tiles, panels, count, p);
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t j = 0; j < key_tile; j += 16) {
-        float* to = p + r * key_tile + j;
-        store(to, finish_scores(load<f32x16>(to), shape, at + j, low_of(first + r), std::min(before + first + r + 1, end)));
-      }
-    soften(p, rows, top, total, alpha);
+    // where each row sees each key, there is nothing to mask
+    const bool open = !shape.softcap && at >= low_of(last - 1) && at + key_tile <= before + first + 1;
     for (int64_t r = 0; r < rows; r++) {
-      for (int64_t i = 0; i < d; i += 16) store(out + r * d + i, load<f32x16>(out + r * d + i) * alpha[r]);
-      for (int64_t j = 0; j < key_tile; j += 16) to_bf16(weights + r * key_tile + j, load<f32x16>(p + r * key_tile + j));
+      f32x16 e[key_tile / 16], largest = splat(minus_infinity);
+      for (int64_t j = 0; j < key_tile; j += 16) {
+        const f32x16 v = load<f32x16>(p + r * key_tile + j);
+        e[j / 16] = open ? v * shape.scale
+                         : finish_scores(v, shape, at + j, low_of(first + r), std::min(before + first + r + 1, end));
+        largest = max(largest, e[j / 16]);
+      }
+      if (const float now = max(largest); now > top[r]) {  // seldom, after a few tiles
+        const float alpha = top[r] == minus_infinity ? 0.0f : std::exp(top[r] - now);
+        for (int64_t i = 0; i < d; i += 16) store(out + r * d + i, load<f32x16>(out + r * d + i) * alpha);
+        total[r] = total[r] * alpha, top[r] = now;
+      }
+      const float shift = top[r] == minus_infinity ? 0.0f : top[r];
+      for (int64_t j = 0; j < key_tile; j += 16) {
+        const f32x16 weight = exp(e[j / 16] - shift);
+        total[r] += weight;
+        to_bf16(weights + r * key_tile + j, weight);
+      }
     }
     tile_values(weights, d, row_tiles, values, halves, out);
   }
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = 0; i < d; i += 16)
-      store(y + (s.start + first + r) * ld + head * d + i, load<f32x16>(out + r * d + i) * (1.0f / total[r]));
+      store(y + (s.start + first + r) * ld + head * d + i, load<f32x16>(out + r * d + i) * (1.0f / sum(total[r])));
 }
 
 }  // namespace tokenmill::ISA_NAMESPACE
