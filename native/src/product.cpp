@@ -5,10 +5,10 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
-#include <memory>
 #include <stdexcept>
 
 #include "pool.h"
+#include "room.h"
 #include "train.h"
 
 namespace nb = nanobind;
@@ -21,33 +21,10 @@ using Address = uintptr_t;
 constexpr int64_t longest_k = 2048;
 constexpr int64_t right_values = 1 << 21;  // of the right side, packed at a time: 4 MB
 constexpr int64_t most_rows = 128;         // of the left side, packed at a time: at most 512 KB, in the second-level cache
-constexpr int64_t cached_results = 1 << 23;
-constexpr int64_t kept_values = 3 << 20;   // of room that a thread keeps between products
+constexpr int64_t cached_results = 1 << 23;  // 16 MB: more go past the caches
 
 int64_t parts(int64_t size, int64_t part) { return (size + part - 1) / part; }
 int64_t padded(int64_t size) { return parts(size, 32) * 32; }
-
-/// Memory for packed panels and sums, kept by the calling thread while it is moderate: fresh memory costs page faults.
-class Room {
- public:
-  uint16_t* of(int64_t values) {
-    if (values > size_) {
-      memory_.reset(new (std::align_val_t{64}) uint16_t[values]);
-      size_ = values;
-    }
-    return memory_.get();
-  }
-  void let_go() {
-    if (size_ > kept_values) memory_.reset(), size_ = 0;
-  }
-
- private:
-  struct Free {
-    void operator()(uint16_t* p) const { operator delete[](p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<uint16_t[], Free> memory_;
-  int64_t size_ = 0;
-};
 
 /// y [m, n] = left [m, k] times right [n, k]. The right side is packed first; a task packs some rows of the left side and
 /// multiplies them with all that is packed.
@@ -62,7 +39,7 @@ class Product {
     thread_local Room room;
     const int64_t ks = part(k_, longest_k), columns = part(n_, right_values / ks);
     const int64_t sums = ks < k_ ? 2 * padded(m_) * columns : 0;
-    packed_ = room.of(columns * ks + sums);
+    packed_ = room.of<uint16_t>(columns * ks + sums);
     sums_ = sums ? reinterpret_cast<float*>(packed_ + columns * ks) : nullptr;
     for (int64_t j = 0; j < n_; j += columns)
       for (int64_t k = 0; k < k_; k += ks) {
@@ -94,7 +71,7 @@ class Product {
       Block b{};
       const int64_t first = task * rows_;
       b.rows = std::min(rows_, m_ - first), b.columns = columns.count, b.steps = parts(in.count, 32);
-      uint16_t* left = room.of(most_rows * longest_k);
+      uint16_t* left = room.of<uint16_t>(most_rows * longest_k);
       kernels_.pack(left_, false, first, b.rows, in.from, in.count, left);
       b.left = left, b.right = packed_;
       b.ld_sums = parts(columns.count, 32);

@@ -6,11 +6,11 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <stdexcept>
 
 #include "pool.h"
+#include "room.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -121,23 +121,6 @@ void adamw(Pool& pool, const Kernels& k, const std::vector<float>& numbers, cons
   pieces(pool, size, 1, [&](int64_t, int64_t first, int64_t last) { k.train->adamw(step, tensors, first, last); });
 }
 
-/// Room for so many floats, kept by the thread while it is moderate: fresh memory would cost page faults in every call.
-class Scratch {
- public:
-  float* of(int64_t floats) {
-    if (floats > size_) room_.reset(new float[floats]), size_ = floats;
-    return room_.get();
-  }
-  void let_go() {
-    if (size_ > most) room_.reset(), size_ = 0;
-  }
-
- private:
-  static constexpr int64_t most = 1 << 21;
-  std::unique_ptr<float[]> room_;
-  int64_t size_ = 0;
-};
-
 /// Calls a kernel for every document and key head. `tensors`: q, k, v, out, d_out, d_q, d_k, d_v; what it does not need
 /// is 0.
 void over_documents(Pool& pool, decltype(TrainKernels::attention) kernel, const DocumentShape& shape,
@@ -146,14 +129,14 @@ void over_documents(Pool& pool, decltype(TrainKernels::attention) kernel, const 
   int64_t rows = 0, longest = 0;
   for (const int64_t length : lengths) starts.push_back(rows), rows += length, longest = std::max(longest, length);
   parallel(pool, static_cast<int64_t>(lengths.size()) * shape.kv_heads, [&](int64_t task, int) {
-    thread_local Scratch scratch;
+    thread_local Room room;
     const int64_t document = task / shape.kv_heads;
     const int64_t row = starts[document] * shape.head_dim * bytes(shape.type);
     const auto from = [&](int i, int64_t heads) { return tensors.at(i) ? at(tensors[i] + row * heads) : nullptr; };
     const int64_t h = shape.heads, k = shape.kv_heads;
     const DocumentTensors t{from(0, h), from(1, k), from(2, k), from(3, h), from(4, h), from(5, h), from(6, k), from(7, k)};
-    kernel(shape, t, lengths[document], task % shape.kv_heads, scratch.of(attention_scratch(longest, shape.head_dim)));
-    scratch.let_go();
+    kernel(shape, t, lengths[document], task % shape.kv_heads, room.of<float>(attention_scratch(longest, shape.head_dim)));
+    room.let_go();
   });
 }
 

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenmill.ops import cross_entropy as shared
 from tokenmill.ops.cross_entropy import IGNORED, finish_logits, wide
+from tokenmill.ops.linear import multiply
 from tokenmill.ops.linear import linear
 from tokenmill.ops.registry import Op
 
@@ -203,7 +204,7 @@ class _Chunked(torch.autograd.Function):
         buffer_RV = hidden_NC.new_empty(min(most, len(hidden_NC)), len(weight_VC))
         for rows in shared.chunks(len(hidden_NC), most):
             hidden_RC = hidden_NC[rows]
-            scores_RV = torch.mm(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
+            scores_RV = multiply(hidden_RC, weight_VC.t(), out=buffer_RV[: len(hidden_RC)])
             if bias_V is not None:
                 scores_RV += bias_V
             taught, out = teacher(rows_N[rows]), (nll_N[rows], divergence_N[rows])

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenmill.ops import cross_entropy as shared
 from tokenmill.ops.cross_entropy import IGNORED, finish_logits
-from tokenmill.ops.linear import linear
+from tokenmill.ops.linear import linear, multiply
 from tokenmill.ops.registry import Op
 
 
@@ -83,7 +83,7 @@ class _Chunked(torch.autograd.Function):
         given = (hidden_NC, weight_VC, bias_V, labels_N, nll_N, torch.empty_like(nll_N))
         for rows, scores_RV in shared.scored_chunks(*given, scale, softcap, 0.0, needs_hidden):
             if d_hidden_NC is not None:
-                torch.mm(scores_RV, weight_VC, out=d_hidden_NC[rows])
+                multiply(scores_RV, weight_VC, out=d_hidden_NC[rows])
         ctx.how, ctx.d_hidden_NC = (scale, softcap), d_hidden_NC
         ctx.save_for_backward(hidden_NC, weight_VC, bias_V, labels_N)
         return -nll_N
@@ -106,7 +106,7 @@ class _Chunked(torch.autograd.Function):
             for rows, scores_RV in shared.scored_chunks(*given, scale, softcap, 0.0, True):
                 scores_RV.mul_(d_nll_N1[rows])
                 if d_weight_VC is not None:
-                    d_weight_VC += scores_RV.t() @ hidden_NC[rows]
+                    d_weight_VC += multiply(scores_RV.t(), hidden_NC[rows])
                 if d_bias_V is not None:
                     d_bias_V += scores_RV.sum(0, dtype=d_bias_V.dtype)
         d_weight = None if d_weight_VC is None else d_weight_VC.to(weight_VC.dtype)
