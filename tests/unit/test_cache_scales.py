@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_kv_cache_dtype import logprobs
 
 import tiny
 from tokenmill.core.errors import ConfigError, FormatError, UsageError
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.native_pass import NativePass
-from tokenmill.engine.request import Request
 from tokenmill.engine.runner import Side, TorchPass
-from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.formats import open_tensors
 from tokenmill.models import load_model
 from tokenmill.models.load import model_from_file
@@ -51,13 +50,6 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *, pack: bool) -> Decode
     if not pack:
         monkeypatch.setattr("tokenmill.models.load.can_pack", lambda *_: False)
     return model_from_file(open_tensors(folder), pack=True).decoder
-
-
-def logprobs(engine: Engine) -> torch.Tensor:
-    request = Request(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=1))
-    list(engine.run([request]))
-    assert request.error is None
-    return torch.tensor([entry.logprob for entry in request.prompt_logprobs[1:] if entry])
 
 
 def test_scales_reach_the_largest_number_of_each_head(place: Path) -> None:
@@ -102,9 +94,9 @@ def test_torch_keeps_a_cache_by_the_folders_scales(
     engine = Engine(model, num_blocks=8, max_tokens_per_step=9)
     assert isinstance(engine._passes, TorchPass)
     assert engine._passes.layers[0][0].rows_BPKD.dtype == dtype
-    exact = logprobs(Engine(model, num_blocks=8, kv_cache_dtype="fp32"))
-    assert 1e-5 < (logprobs(engine) - exact).abs().max() < most
-    assert torch.equal(logprobs(Engine(load(place / "None", monkeypatch, pack=False), num_blocks=8)), exact)
+    exact = logprobs(Engine(model, num_blocks=8, kv_cache_dtype="fp32"), PROMPT)
+    assert 1e-5 < (logprobs(engine, PROMPT) - exact).abs().max() < most
+    assert torch.equal(logprobs(Engine(load(place / "None", monkeypatch, pack=False), num_blocks=8), PROMPT), exact)
 
 
 def test_stored_numbers_are_the_nearest_and_what_lies_beyond_is_cut_off() -> None:
@@ -126,8 +118,8 @@ def test_the_kernels_keep_an_int8_cache_with_scales_of_their_own(place: Path, mo
     model = load(place / "int8", monkeypatch, pack=True)
     engine = Engine(model, num_blocks=8)
     assert isinstance(engine._passes, NativePass)
-    exact, plain = (logprobs(Engine(model, num_blocks=8, kv_cache_dtype=name)) for name in ("fp32", "int8"))
-    assert torch.equal(logprobs(engine), plain)
+    exact, plain = (logprobs(Engine(model, num_blocks=8, kv_cache_dtype=name), PROMPT) for name in ("fp32", "int8"))
+    assert torch.equal(logprobs(engine, PROMPT), plain)
     assert (plain - exact).abs().max() > 1e-5
     wider = Engine(load(place / "fp8", monkeypatch, pack=True), num_blocks=8)
     assert isinstance(wider._passes, NativePass)

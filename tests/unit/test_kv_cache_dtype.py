@@ -32,9 +32,9 @@ def load(folder: Path, *, pack: bool) -> Decoder:
     return model_from_file(open_tensors(folder), pack=pack).decoder
 
 
-def logprobs(engine: Engine) -> torch.Tensor:
-    """Of the prompt in chunks and of an answer of the same tokens, whatever it would have chosen."""
-    request = Request(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=1))
+def logprobs(engine: Engine, prompt: list[int] = PROMPT) -> torch.Tensor:
+    """Of the prompt's tokens, read in chunks, whatever would have been chosen."""
+    request = Request(prompt, SamplingParams(max_tokens=1, prompt_logprobs=1))
     list(engine.run([request]))
     assert request.error is None
     return torch.tensor([entry.logprob for entry in request.prompt_logprobs[1:] if entry])

@@ -18,6 +18,7 @@ from tokenmill.evals.perplexity import perplexity
 from tokenmill.formats import open_tensors
 from tokenmill.formats.awq import AWQ
 from tokenmill.formats.codes import Codes, pack_words, unpack_words
+from tokenmill.formats.compressed_tensors import CompressedTensors, Weights
 from tokenmill.formats.gptq import GPTQ
 from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.models import load_model
@@ -322,6 +323,20 @@ def test_a_folder_reads_back_as_it_was_quantised(method: str, how: dict[str, Any
 
 
 @pytest.mark.skipif(native() is None, reason="no native kernels")
+@pytest.mark.parametrize(("bits", "group", "columns"), [(3, -1, 48), (4, -1, 36), (3, 16, 48), (4, 32, 96)])
+def test_half_empty_words_are_no_columns(bits: int, group: int, columns: int) -> None:
+    """The last word of a row may hold less than it could: its numbers are not counted."""
+    weights = Weights(bits, group, symmetric=True)
+    layout = CompressedTensors("pack-quantized", (weights,))
+    scales_OG = torch.ones(4, 1 if group < 0 else columns // group)
+    codes = Codes(torch.randint(1 << bits, (4, columns), dtype=torch.uint8), scales_OG, None, bits)
+    parts = {name.removeprefix("x"): part for name, part in layout.write("x", codes).items()}
+    told = layout.shape("x", {name: tuple(part.shape) for name, part in parts.items()})
+    assert told == ((4, columns) if group > 0 else None)  # None: the layer is read
+    assert layout.read("x", parts).shape == (4, columns)
+    assert torch.equal(layout.read("x", parts).codes_OI, codes.codes_OI)
+
+
 def test_codes_that_kernels_do_not_know_become_floats() -> None:
     scattered = torch.tensor([0, 1] * 32, dtype=torch.int32)
     codes = Codes(torch.randint(0, 16, (16, 64), dtype=torch.uint8), torch.rand(16, 2), None, 4, scattered)

@@ -125,12 +125,13 @@ class CompressedTensors:
                 return weights
         raise ConfigError(f"{module} is quantised, but no group of quantization_config names it")
 
-    def shape(self, module: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """(O, I) of a layer, from the shapes of its parts by suffix."""
+    def shape(self, module: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+        """(O, I) of a layer, from the shapes of its parts by suffix; None where the last word of a row may hold
+        less than it could, and only ``weight_shape`` tells."""
         if ".weight" in shapes:
             return shapes[".weight"]
-        rows, words = shapes[".weight_packed"]
-        return rows, words * 32 // self.of(module).bits
+        size = self.of(module).group_size
+        return (shapes[".weight_packed"][0], shapes[".weight_scale"][-1] * size) if size > 0 else None
 
     def read(self, module: str, parts: Mapping[str, Tensor]) -> Codes:
         """A layer from its parts by suffix."""

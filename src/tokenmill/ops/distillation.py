@@ -28,8 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenmill.ops import cross_entropy as shared
 from tokenmill.ops.cross_entropy import IGNORED, finish_logits, wide
-from tokenmill.ops.linear import multiply
-from tokenmill.ops.linear import linear
+from tokenmill.ops.linear import linear, multiply
 from tokenmill.ops.registry import Op
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
