@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tokenmill.formats.awq import AWQ
 from tokenmill.formats.codes import Codes, pack_words, unpack_words
 from tokenmill.formats.compressed_tensors import CompressedTensors, Weights
 from tokenmill.formats.gptq import GPTQ
+from tokenmill.formats.hf_folder import HFFolder
 from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.models import load_model
 from tokenmill.models.load import model_from_file
@@ -421,6 +423,24 @@ def test_a_silent_expert_is_rounded_plainly_and_told(tmp_path: Path) -> None:
     assert silent
     assert all("experts" in name for name in silent)
     assert "layers.0.mlp.router" not in notes
+
+
+def test_programs_are_told_that_routers_are_plain(tmp_path: Path) -> None:
+    """vLLM takes every linear layer that ``ignore`` does not name for a quantised one, Qwen's routers included; and no
+    pattern for experts may reach a dense layer beside them."""
+    wide = config("qwen3_moe") | {"num_hidden_layers": 2, "mlp_only_layers": [1], "moe_intermediate_size": 96}
+    source = tiny.write(wide, tmp_path / "source")
+    done = run(source, settings("rtn", group_size=64), tmp_path / "work")
+    layout = write_folder(done, tmp_path / "out", torch.float16)
+    names = [name.removesuffix(".weight_packed") for name in HFFolder(tmp_path / "out").infos() if "packed" in name]
+    ignored = [target.removeprefix("re:") for target in layout.config()["ignore"]]
+    assert any(re.match(target, "model.layers.0.mlp.gate") for target in ignored)
+    assert not any(re.match(target, name) for target in ignored for name in names)
+    targets = [weights.targets for weights in layout.groups]
+    assert len(targets) == 2
+    for name in names:
+        assert sum(any(re.match(target[3:], name) for target in group) for group in targets) == 1, name
+    check_folder(tmp_path / "out", done)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from tokenmill.formats.quantised_folder import Layout, QuantisedFolder
 from tokenmill.models.load import build
 from tokenmill.models.weights import Slot, attention_names, file_tensor, slots
 from tokenmill.nn.decoder import Decoder
+from tokenmill.nn.linear import Linear
 from tokenmill.quant.grid import Grid
 from tokenmill.quant.layers import Stored, as_codes
 from tokenmill.quant.run import Quantised
@@ -33,6 +34,7 @@ def write_folder(quantised: Quantised, folder: Path, dtype: torch.dtype) -> Layo
             slot.theirs.removesuffix(".weight"): _grid(one, quantised.settings.group_size)
             for slot, one in by_slot.items()
         },
+        _plain_layers(quantised, by_slot),
     )
     config = {key: value for key, value in model.config.items() if key != "torch_dtype"}
     config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": layout.config()}
@@ -58,6 +60,15 @@ def _held(quantised: Quantised) -> Iterator[tuple[Slot, Stored]]:
             codes = quantised.codes[name]
             parts.append(codes[slot.expert or 0] if isinstance(codes, list) else codes)
         yield slot, _as_one(slot, parts)
+
+
+def _plain_layers(quantised: Quantised, held: Collection[Slot]) -> list[str]:
+    """Linear layers within blocks that are not quantised (routers), by their names in the file."""
+    shape = _shape(quantised)
+    found = [slot for slot in slots(shape, quantised.model.family.weights) if slot not in held]
+    owners = {slot: slot.ours[0].rpartition(".")[0] for slot in found if slot.ours[0].startswith("layers.")}
+    linear = [slot for slot, owner in owners.items() if isinstance(shape.get_submodule(owner), Linear)]
+    return [slot.theirs.removesuffix(".weight") for slot in linear if slot.theirs.endswith(".weight")]
 
 
 def _as_one(slot: Slot, parts: list[Stored]) -> Stored:

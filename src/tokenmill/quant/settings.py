@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -209,8 +209,9 @@ def _one_of(name: str, given: T | None, known: tuple[T, ...], method: str) -> T:
     return given
 
 
-def layout_for(settings: Settings, grids: Mapping[str, Grid]) -> Layout:
-    """The layout of a folder whose layers, by their names in the file, have these grids.
+def layout_for(settings: Settings, grids: Mapping[str, Grid], plain: Iterable[str] = ()) -> Layout:
+    """The layout of a folder whose layers, by their names in the file, have these grids; ``plain``: linear layers of
+    its blocks that stay as they are, which programs would take for quantised ones if they were not told (vLLM).
 
     UsageError where groups had to become smaller for some layers and the layout has one size for all.
     """
@@ -233,6 +234,7 @@ def layout_for(settings: Settings, grids: Mapping[str, Grid]) -> Layout:
     return CompressedTensors(
         kind,  # type: ignore[arg-type]
         groups,
+        ignore=("lm_head", *dict.fromkeys(_pattern(name) for name in plain)),
         inputs=settings.inputs,  # type: ignore[arg-type]
         act_order="static" if settings.method == "gptq" and settings.act_order else None,
         kv_cache=settings.kv_cache,
@@ -245,17 +247,18 @@ def _groups(grids: Mapping[str, Grid]) -> tuple[Weights, ...]:
     by_kind: dict[str, set[Grid]] = {}
     for name, grid in grids.items():
         by_grid.setdefault(grid, []).append(name)
-        by_kind.setdefault(_kind(name), set()).add(grid)
+        by_kind.setdefault(_pattern(name), set()).add(grid)
     if len(by_grid) == 1:
         (grid,) = by_grid
         return (Weights(grid.bits, grid.group_size, grid.symmetric),)
     groups = []
     for grid, names in by_grid.items():
-        targets = [f"re:.*{_kind(name)}$" if len(by_kind[_kind(name)]) == 1 else f"re:{name}$" for name in names]
+        targets = [_pattern(name) if len(by_kind[_pattern(name)]) == 1 else f"re:{name}$" for name in names]
         groups.append(Weights(grid.bits, grid.group_size, grid.symmetric, tuple(dict.fromkeys(targets))))
     return tuple(groups)
 
 
-def _kind(name: str) -> str:
-    """``model.layers.3.mlp.down_proj`` -> ``mlp.down_proj``: what stands behind the last number."""
-    return re.split(r"\.\d+\.", name)[-1]
+def _pattern(name: str) -> str:
+    """What names a layer's kind: ``model.layers.3.mlp.down_proj`` -> ``re:.*mlp.down_proj$``, of experts all alike."""
+    _, *kind = re.split(r"\.\d+\.", name)
+    return "re:.*" + r".\d+.".join(kind or [name]) + "$"
