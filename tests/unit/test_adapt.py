@@ -34,6 +34,7 @@ from tokenmill.models import Model, load_model
 from tokenmill.models.resize import grow_vocabulary
 from tokenmill.nn.context import Packed
 from tokenmill.quant.nf4 import quantize_linears
+from tokenmill.store import Store
 
 PROMPTS = tiny.PROMPTS[:3]
 
@@ -352,6 +353,27 @@ def test_merge_says_what_base_and_adapter_say(names: list[str], home: Path, tmp_
         LLM(out, dtype="float32").generate("the cat", GREEDY).token_ids == beside.generate("the cat", GREEDY).token_ids
     )
     assert main(["merge", str(home / "model"), *adapters, "--out", str(out)]) == 2  # it is there already
+
+
+def test_a_models_own_adapters_are_not_left_behind(
+    home: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Modelfile's ADAPTER belongs to the model: whoever reads weights alone refuses it, exports fold it in."""
+    monkeypatch.setenv("TOKENMILL_HOME", str(tmp_path / "home"))
+    Store().create("tuned", "FROM ./model\nADAPTER ./lora", home)
+    for words in (
+        ["export", "gguf", "tuned", "--out", str(tmp_path / "x.gguf")],
+        ["quantize", "tuned", "--method", "rtn", "--out", str(tmp_path / "x")],
+        ["train", "sft", "model=tuned", "data=x.jsonl", "--dry-run"],
+    ):
+        assert main(words) == 1
+        assert "ADAPTER in its Modelfile" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="ADAPTER in its Modelfile"):
+        load_model("tuned")
+    out = tmp_path / "whole"
+    assert main(["export", "hf", "tuned", "--out", str(out)]) == 0
+    tokens = [LLM(name, dtype="float32").generate("the cat", GREEDY).token_ids for name in (out, "tuned")]
+    assert tokens[0] == tokens[1] != LLM(home / "model", dtype="float32").generate("the cat", GREEDY).token_ids
 
 
 def test_a_prompt_is_served_beside_the_model_and_never_merged(home: Path, tmp_path: Path, capsys: Any) -> None:

@@ -81,8 +81,9 @@ def _export(
 
     refuse_taken(out)
     with PullProgress() as progress:
-        path = Store().resolve(model, pull=True, progress=progress).path
-    wanted, file = Wanted(model, path, out, adapters, dtype, license, results, vllm), open_tensors(path)
+        files = Store().resolve(model, pull=True, progress=progress)
+    adapters = [*files.adapters, *adapters]
+    wanted, file = Wanted(model, files.path, out, adapters, dtype, license, results, vllm), open_tensors(files.path)
     check_kinds(adapters)
     loaded = model_from_file(file, device="cpu", dtype=dtype_of(wanted, file))
     put_adapters(loaded, adapters)

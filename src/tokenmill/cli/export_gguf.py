@@ -126,7 +126,7 @@ def export(wanted: Wanted) -> dict[str, Any]:
     from tokenmill.store import Store
 
     with PullProgress() as progress:
-        file = open_tensors(Store().resolve(wanted.model, pull=True, progress=progress).path)
+        file = open_tensors(Store().resolve(wanted.model, pull=True, progress=progress).weights())
     opened = Opened(wanted.model, file)
     with step_meter() as meter:
         importance = _importance(wanted, opened, meter)

@@ -23,7 +23,7 @@ def export_lora(name: str, folder: Path, out: Path, force: bool, as_json: bool) 
     if not folder.is_dir():
         raise NotFoundError(f"--lora {folder}: no such folder")
     with PullProgress() as progress:
-        file = open_tensors(Store().resolve(name, pull=True, progress=progress).path)
+        file = open_tensors(Store().resolve(name, pull=True, progress=progress).weights())
     model = model_from_file(file, device="cpu")
     metadata, tensors = gguf_of_adapter(model, folder)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,9 @@ def _fold(model: str, adapter: list[Path], out: Path, dtype: str | None, as_json
 
     check_kinds(adapter)
     with PullProgress() as progress:
-        file = open_tensors(Store().resolve(model, pull=True, progress=progress).path)
+        files = Store().resolve(model, pull=True, progress=progress)
+    adapter = [*files.adapters, *adapter]
+    file = open_tensors(files.path)
     merged = model_from_file(file, device="cpu", dtype=dtype or "auto")
     put_adapters(merged, adapter)
     with built_aside(out) as folder:
@@ -97,7 +99,7 @@ def _blend(names: list[str], out: Path, method: str, given: dict[str, Any], dtyp
     number_format = _dtype(dtype)
     store = Store()
     with PullProgress() as pulled:
-        paths = [store.resolve(name, pull=True, progress=pulled).path for name in [*names, given["base"]] if name]
+        paths = [store.resolve(name, pull=True, progress=pulled).weights() for name in [*names, given["base"]] if name]
     members = [Member(name, path) for name, path in zip([*names, given["base"]], paths, strict=False)]
     base = members.pop() if given["base"] is not None else None
     with built_aside(out) as folder, step_progress("tensors") as progress:

@@ -66,7 +66,7 @@ def prune(
     job = _job(method, given)
     refuse_taken(out)
     with PullProgress() as pulled:
-        file = open_tensors(Store().resolve(model, pull=True, progress=pulled).path)
+        file = open_tensors(Store().resolve(model, pull=True, progress=pulled).weights())
     tokenizer = tokenizer_from_file(file)
     known = Calibration([], [])
     if data is not None:

@@ -154,7 +154,7 @@ def _prepare(
 
     with PullProgress() as progress:
         files = Store().resolve(name, pull=True, progress=progress)
-    file = open_tensors(files.path)
+    file = open_tensors(files.weights())
     tokenizer = tokenizer_from_file(file)
     found = _calibration(tokenizer, data, samples, seq_len)
     windows = _windows(tokenizer, text, found)

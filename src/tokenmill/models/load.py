@@ -180,7 +180,7 @@ def load_model(
     store: Store | None = None,
 ) -> Model:
     """Load by store name, folder or file. ``dtype``: ``auto`` keeps the file's where the device is fast at it."""
-    path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
+    path = model if isinstance(model, Path) else (store or Store()).resolve(model).weights()
     return model_from_file(open_tensors(path), device=device, dtype=dtype)
 
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tokenmill.core.errors import FormatError, NotFoundError, StoreError
+from tokenmill.core.errors import ConfigError, FormatError, NotFoundError, StoreError
 from tokenmill.core.log import get_logger, info_once
 from tokenmill.store import manifest as m
 from tokenmill.store import parameters
@@ -55,6 +55,16 @@ class ModelFiles:
     modified: datetime = field(default_factory=lambda: datetime.now(UTC))
     requires: str | None = None
     """The Ollama version that the model's author asks for."""
+
+    def weights(self) -> Path:
+        """``path``, for whoever reads the weights alone. ConfigError where adapters belong to them: without these it
+        would be another model."""
+        if self.adapters:
+            raise ConfigError(
+                f"{self.name} is a model with {len(self.adapters)} adapter(s) (ADAPTER in its Modelfile), and here "
+                f"only weights are read: fold them in first (tokenmill export hf {self.name} --out DIR)"
+            )
+        return self.path
 
 
 class Library:

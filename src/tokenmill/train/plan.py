@@ -105,7 +105,7 @@ def plan_run(
     if recipe.model is None:
         tokenizer, config = new_model(recipe, open_values, store)
     else:
-        file = open_tensors((store or Store()).resolve(recipe.model, pull=True).path)
+        file = open_tensors((store or Store()).resolve(recipe.model, pull=True).weights())
         tokenizer, config = tokenizer_from_file(file), config_of(file)[0]
     if recipe.adapter is not None and recipe.adapter.new_tokens:
         tokenizer = tokenizer.with_tokens(recipe.adapter.new_tokens)
