@@ -13,6 +13,7 @@ import tokenmill
 from fakes.tiny_llm import tiny_folder
 from tiny import ENCODERS, FAMILIES, write
 from tokenmill.cli.app import main
+from tokenmill.core.checksums import check_sums
 from tokenmill.core.errors import FormatError
 from tokenmill.evals import export_folder
 from tokenmill.models.load import Model
@@ -97,10 +98,10 @@ def test_a_folder_that_reads_back_otherwise_gets_no_name(place, monkeypatch, cap
     monkeypatch.setattr(Model, "save", damaged)
     words = ["export", "hf", str(place / "run" / "model"), "--out", str(place / "out")]
     assert main(words) == 1
-    assert "read back as another model" in capsys.readouterr().err
+    assert "nats a token from the original" in capsys.readouterr().err
     assert not (place / "out").exists()
     monkeypatch.setattr(Model, "save", save)
     assert main(words) == 0
     (place / "out" / "tokenizer_config.json").write_text("{}")
     with pytest.raises(FormatError, match=r"tokenizer_config\.json"):
-        export_folder.check_sums(place / "out")
+        check_sums(place / "out")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import tiny
 from fakes.tiny_llm import tiny_folder
+from tokenmill.adapt import adapt, save_adapter
 from tokenmill.cli import app as cli
+from tokenmill.config.parts import AdapterConfig
+from tokenmill.core.checksums import check_sums
 from tokenmill.core.errors import FormatError, UsageError
 from tokenmill.formats import GGUFFile
-from tokenmill.formats.gguf import Planned, quantize, write_planned
+from tokenmill.formats.gguf import Planned, Typed, quantize, write_planned
 from tokenmill.formats.gguf.imatrix import ImportanceMatrix, check_fits, read_imatrix
 from tokenmill.models import load_model
 from tokenmill.models.load import load_tokenizer
@@ -192,6 +197,12 @@ def test_the_command_writes_checks_and_says(folder: Path, tmp_path: Path, capsys
     assert cli.main(["export", "gguf", str(out), "--out", str(again), "--type", "Q8_0", "--split-size", "1M"]) == 0
     parts = sorted(tmp_path.glob("again-*.gguf"))
     assert len(parts) == 2
+    words = ["export", "gguf", str(out), "--out", str(again), "--type", "Q8_0", "--split-size"]
+    before = [(part.stat().st_ino, part.name) for part in parts]
+    assert cli.main([*words, "2M"]) == 2, "parts are no more overwritten than files"
+    assert "again-00001-of-00002.gguf is there already" in capsys.readouterr().err
+    assert [(part.stat().st_ino, part.name) for part in sorted(tmp_path.glob("again-*.gguf"))] == before
+    assert cli.main([*words, "1M", "--force"]) == 0
     assert GGUFFile(parts[0]).metadata["tokenizer.ggml.tokens"] == file.metadata["tokenizer.ggml.tokens"]
 
 
@@ -206,6 +217,9 @@ def test_the_command_writes_checks_and_says(folder: Path, tmp_path: Path, capsys
         (["--out", "m.gguf", "--type", "Q2_K_S"], "no good without an importance matrix"),
         (["--out", "m.gguf", "--imatrix", "none.gguf"], "no such file"),
         (["--out", "m.gguf", "--lora", "nowhere"], "no such folder"),
+        (["--out", "m.gguf", "--lora", "x", "--type", "Q8_0"], "--type means nothing"),
+        (["--out", "m.gguf", "--lora", "x", "--save-imatrix", "y"], "--save-imatrix means nothing"),
+        (["--out", "m.gguf", "--type", "F16", "--imatrix", "a"], "importances mean nothing to F16"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(
@@ -235,6 +249,36 @@ def test_a_file_that_is_another_model_gets_no_name(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adapter_is_put_on_the_model_before_its_file_gets_a_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A planted fault: the file's alpha is half of what it should be."""
+    from tokenmill.adapt import gguf
+
+    model = load_model(folder, dtype="float32")
+    adapt(model, AdapterConfig(rank=2))
+    for number, (name, parameter) in enumerate(model.network.named_parameters()):
+        if ".adapters." in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+    save_adapter(model, tmp_path / "lora")
+    words = ["export", "gguf", str(folder), "--lora", str(tmp_path / "lora"), "--out", str(tmp_path / "a.gguf")]
+    assert cli.main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["check"]["kl"] < 1e-7
+    assert said["sha256"] == hashlib.sha256((tmp_path / "a.gguf").read_bytes()).hexdigest()
+    (tmp_path / "a.gguf").unlink()
+    true = gguf.gguf_of_adapter
+
+    def halved(*given: Any) -> Any:
+        keys, tensors = true(*given)
+        return {**keys, "adapter.lora.alpha": Typed(keys["adapter.lora.alpha"].value / 2, "float32")}, tensors
+
+    monkeypatch.setattr(gguf, "gguf_of_adapter", halved)
+    assert cli.main(words) == 1
+    assert "nats a token from the original" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
 def test_a_folder_for_ollama(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tokenmill.store import Store
     from tokenmill.store.modelfile import parse_modelfile
@@ -242,8 +286,13 @@ def test_a_folder_for_ollama(folder: Path, tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "o"
     words = ["export", "ollama", str(folder), "--out", str(out), "--type", "Q8_0", "--system", "Be brief."]
     assert cli.main([*words, "--create", "handed-over", "--json"]) == 0
-    capsys.readouterr()
-    assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "SHA256SUMS", "model.gguf"]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "SHA256SUMS", "model.gguf"]
+    assert told["sha256"]["model.gguf"] == hashlib.sha256((out / "model.gguf").read_bytes()).hexdigest()
+    check_sums(out)
+    card = (out / "README.md").read_text()
+    for part in ("library_name: gguf", "in Q8_0", "ollama create o -f Modelfile", "| bits_per_weight | ", "## Licence"):
+        assert part in card, part
     found = parse_modelfile((out / "Modelfile").read_text())
     assert found.system == "Be brief."
     assert found.parameters["stop"] == ["<|im_end|>"] or "<|im_end|>" in found.parameters["stop"]

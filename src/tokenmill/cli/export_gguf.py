@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import tempfile
@@ -29,8 +30,6 @@ Examples:
   tokenmill export gguf smollm2:135m --lora runs/latest/model --out adapter.gguf
 """
 _UNITS = {"M": 10**6, "G": 10**9}
-PROBE = "English"
-"""Which of the bundled texts a written model is checked with."""
 MOST_KL = {"F32": 0.001, "F16": 0.01, "BF16": 0.05, "Q8_0": 0.05}
 """Nats a token that a type may cost before the file is held to be broken; for smaller types `OTHER_KL`."""
 OTHER_KL = 5.0
@@ -40,8 +39,11 @@ def gguf(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; ends in .gguf.")],
     type: Annotated[
-        str, typer.Option(metavar="TYPE", help="Q4_K_M, Q5_K_M, Q6_K, Q8_0, Q3_K_M, Q2_K, IQ4_NL, F16, BF16, …")
-    ] = "Q4_K_M",
+        str | None,
+        typer.Option(
+            metavar="TYPE", help="Q4_K_M, Q5_K_M, Q6_K, Q8_0, Q3_K_M, Q2_K, IQ4_NL, F16, BF16, … [default: Q4_K_M]"
+        ),
+    ] = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An importance matrix, of ours or of llama.cpp.")
     ] = None,
@@ -61,14 +63,16 @@ def gguf(
     as_json: Json = False,
 ) -> None:
     """Write a model as GGUF. The file is read again and compared with the original before it gets its name."""
-    wanted = Wanted(model, out, type, imatrix, calibrate, save_imatrix, parse_size(split_size), force)
     if lora is not None:
-        if imatrix or calibrate or split_size:
-            raise UsageError("--lora writes an adapter: it takes no importance matrix and is never split")
+        others = {"type": type, "imatrix": imatrix, "calibrate": calibrate, "save-imatrix": save_imatrix}
+        if odd := [f"--{name}" for name, value in (others | {"split-size": split_size}).items() if value is not None]:
+            raise UsageError(f"--lora writes an adapter, to which {', '.join(odd)} means nothing")
         from tokenmill.cli.export_lora import export_lora
 
         return export_lora(model, lora, out, force, as_json)
-    document = export(wanted)
+    wanted = Wanted(out, type or "Q4_K_M", imatrix, calibrate, save_imatrix, parse_size(split_size), force)
+    wanted.check()
+    document = export(wanted, open_model(model))
     emit(document, as_json, human_lines(document))
 
 
@@ -76,7 +80,6 @@ def gguf(
 class Wanted:
     """What was asked for."""
 
-    model: str
     out: Path
     type: str = "Q4_K_M"
     imatrix: Path | None = None
@@ -87,10 +90,16 @@ class Wanted:
 
     def check(self) -> None:
         """UsageError for what contradicts itself, before anything long begins."""
-        from tokenmill.quant.ggml_mix import mix_named
+        from tokenmill.quant.ggml_mix import mix_named, reads_importance
 
-        mix_named(self.type)
+        mix = mix_named(self.type)
         check_out(self.out, self.force)
+        if self.part_bytes is not None:
+            parts = glob.escape(self.out.stem) + "-?????-of-?????.gguf"
+            for part in () if self.force else sorted(self.out.parent.glob(parts)):
+                raise UsageError(f"{part} is there already; --force replaces the parts of a model of this name")
+        if not reads_importance(mix) and (self.imatrix or self.calibrate):
+            raise UsageError(f"importances mean nothing to {mix}: leave --imatrix and --calibrate out")
         if self.imatrix is not None and self.calibrate is not None:
             raise UsageError("--imatrix and --calibrate are two sources of one thing: give one")
         if self.save_imatrix is not None and self.calibrate is None:
@@ -117,26 +126,30 @@ def parse_size(text: str | None) -> int | None:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def export(wanted: Wanted) -> dict[str, Any]:
-    """Do it; what ``--json`` prints."""
-    wanted.check()
-    begin = time.perf_counter()
-
+def open_model(name: str) -> Opened:
+    """The model of this name, pulled when it is missing."""
     from tokenmill.formats import open_tensors
     from tokenmill.store import Store
 
     with PullProgress() as progress:
-        file = open_tensors(Store().resolve(wanted.model, pull=True, progress=progress).weights())
-    opened = Opened(wanted.model, file)
+        return Opened(name, open_tensors(Store().resolve(name, pull=True, progress=progress).weights()))
+
+
+def export(wanted: Wanted, opened: Opened) -> dict[str, Any]:
+    """Do what was asked for and checked; what ``--json`` prints."""
+    from tokenmill.core.checksums import sha256_of
+
+    begin = time.perf_counter()
     with step_meter() as meter:
         importance = _importance(wanted, opened, meter)
         source = opened.source()
         if source.requantised:
-            note(f"{wanted.model} is quantised already ({source.requantised}): what that cost stays, and more is added")
+            note(f"{opened.name} is quantised already ({source.requantised}): what that cost stays, and more is added")
         written, agreement = _write_checked(wanted, opened, source, importance, meter)
     return {
-        "model": wanted.model,
+        "model": opened.name,
         "out": [str(path) for path in written.files],
+        "sha256": {path.name: sha256_of(path) for path in written.files},
         "type": written.mix,
         "size": written.size,
         "bits_per_weight": written.bits,
@@ -191,12 +204,6 @@ class Opened:
         was = self.file.layout.name if isinstance(self.file, QuantisedFolder) else None
         return source_from_model(self.model, self.tokenizer, path, general_keys(path, self.name), was)
 
-    def probe(self) -> list[int]:
-        """The ids of a short text, to compare with."""
-        from tokenmill.text.compare import sample_texts
-
-        return self.tokenizer.encode("\n".join(sample_texts()[PROBE]), parse_special=False)
-
 
 def _importance(wanted: Wanted, opened: Opened, meter: Any) -> ImportanceMatrix | None:
     if wanted.imatrix is not None:
@@ -232,7 +239,7 @@ def _write_checked(
     """Write into a folder of its own beside the target, compare, then move: what fails leaves nothing behind."""
     from dataclasses import replace
 
-    from tokenmill.evals.handover import agree, check, next_tokens
+    from tokenmill.evals.handover import agree, check, next_tokens, probe
     from tokenmill.models.load import load_model
     from tokenmill.quant.ggml_export import write_source
     from tokenmill.quant.ggml_mix import mix_named
@@ -248,7 +255,7 @@ def _write_checked(
             part_bytes=wanted.part_bytes,
             progress=lambda done, total: meter("megabytes", done // 1_000_000, max(1, total // 1_000_000)),
         )
-        ids = opened.probe()
+        ids = probe(opened.tokenizer)
         before = next_tokens(opened.model.decoder, ids)
         found = agree(before, next_tokens(load_model(written.files[0], device="cpu").decoder, ids))
         check(found, MOST_KL.get(mix, OTHER_KL), str(wanted.out))

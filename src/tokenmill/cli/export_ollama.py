@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +9,6 @@ import typer
 
 from tokenmill.cli.export_gguf import Opened, Wanted, export, human_lines
 from tokenmill.cli.output import Json, PullProgress, emit, note
-from tokenmill.core.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenmill.store import ModelFiles
@@ -23,7 +19,7 @@ Examples:
   tokenmill export ollama runs/latest/model --out for-ollama --type Q4_K_M
   tokenmill export ollama smollm2:135m --out for-ollama --create my-assistant
 """
-GGUF_NAME, MODELFILE_NAME, SUMS_NAME = "model.gguf", "Modelfile", "SHA256SUMS"
+GGUF_NAME, MODELFILE_NAME, CARD_NAME = "model.gguf", "Modelfile", "README.md"
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 _SAMPLING |= {"repetition_penalty": "repeat_penalty"}
 
@@ -45,43 +41,50 @@ def ollama(
     as_json: Json = False,
 ) -> None:
     """Write what Ollama makes a model from: `ollama create NAME -f DIR/Modelfile`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is there already; give a new or empty folder")
-
+    from tokenmill.core.checksums import SUMS, write_sums
+    from tokenmill.formats import open_tensors
+    from tokenmill.formats.aside import built_aside
     from tokenmill.store import Store
 
     store = Store()
-    with PullProgress() as progress:
-        files = store.resolve(model, pull=True, progress=progress)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
-        folder = Path(aside) / out.name
-        folder.mkdir()
-        document = export(Wanted(model, folder / GGUF_NAME, type, imatrix, calibrate))
-        text = _modelfile(files, system)
+    with built_aside(out) as folder:
+        wanted = Wanted(folder / GGUF_NAME, type, imatrix, calibrate)
+        wanted.check()
+        with PullProgress() as progress:
+            files = store.resolve(model, pull=True, progress=progress)
+        opened = Opened(model, open_tensors(files.weights()))
+        document = export(wanted, opened)
+        text = _modelfile(opened, files, system)
         (folder / MODELFILE_NAME).write_text(text, encoding="utf-8")
-        sums = {name: _digest(folder / name) for name in (GGUF_NAME, MODELFILE_NAME)}
-        listed = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-        (folder / SUMS_NAME).write_text(listed, encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
+        (folder / CARD_NAME).write_text(_card(opened, out, document), encoding="utf-8")
+        sums = write_sums(folder)
     if create is not None:
         with PullProgress() as progress:
             store.create(create, text, out.resolve(), progress)
-    document |= {"out": [str(out / name) for name in (GGUF_NAME, MODELFILE_NAME, SUMS_NAME)]}
+    document |= {"out": [str(out / name) for name in (*sums, SUMS)]}
     document |= {"sha256": sums, "modelfile": text, "created": create}
     emit(document, as_json, f"{human_lines(document)}\nollama create NAME -f {out / MODELFILE_NAME}")
 
 
-def _modelfile(files: ModelFiles, system: str | None) -> str:
+def _card(opened: Opened, out: Path, document: dict[str, Any]) -> str:
+    """The model's card, with what was written here."""
+    from dataclasses import replace
+
+    from tokenmill.evals import export_folder
+
+    wanted = export_folder.Wanted(opened.name, Path(opened.file.path), out)
+    figures = {GGUF_NAME: {"bits_per_weight": document["bits_per_weight"], **document["check"]}}
+    card = export_folder.card_of(wanted, opened.file, opened.model, opened.tokenizer, figures)
+    use = f"ollama create {card.title} -f {MODELFILE_NAME}"
+    return replace(card, dtype=document["type"], library="gguf", use=use).text()
+
+
+def _modelfile(opened: Opened, files: ModelFiles, system: str | None) -> str:
     """What the model brings, in Ollama's words; the parts that Ollama has no words for are named in a note."""
-    from tokenmill.formats import open_tensors
     from tokenmill.store.modelfile import Modelfile, write_modelfile
     from tokenmill.text.go_template import looks_like_go
     from tokenmill.text.ollama_template import go_template_of
 
-    opened = Opened(files.name, open_tensors(files.path))
     template = files.template if files.template and looks_like_go(files.template) else None
     template = template or go_template_of(opened.tokenizer)
     if template is None and opened.tokenizer.chat_template is not None:
@@ -106,8 +109,3 @@ def _parameters(opened: Opened, files: ModelFiles) -> dict[str, Any]:
     asked = {ollama: generation[hub] for hub, ollama in _SAMPLING.items() if generation.get(hub) is not None}
     stops = [tokenizer.id_to_token(number) for number in sorted(tokenizer.eos_token_ids)]
     return {**asked, "stop": [stop for stop in stops if stop], **files.parameters}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

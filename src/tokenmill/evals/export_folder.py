@@ -7,7 +7,6 @@ dtype was asked for). A quantised folder's weights are copied as they are.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,19 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenmill.core.checksums import check_sums, sha256_of, write_sums
 from tokenmill.core.errors import ConfigError, FormatError
+from tokenmill.evals.handover import agree, check, next_tokens, probe
 from tokenmill.evals.model_card import REPORTS, Card, last_evaluation, read_result, run_of
 from tokenmill.formats import QuantisedFolder, TensorFile, open_tensors
 from tokenmill.formats.aside import built_aside
 from tokenmill.formats.gguf import GGUFFile
 from tokenmill.models.load import Model, load_model, stored_dtype, tokenizer_from_file
-from tokenmill.nn.context import Packed
 from tokenmill.nn.cost import parameters
 from tokenmill.quant.ggml_card import general_keys
-from tokenmill.text.compare import sample_texts
 from tokenmill.text.tokenizer import Tokenizer
 
-SUMS = "SHA256SUMS"
 MOST_KL = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
 """Nats a token that rounding to a dtype may cost before the folder is held to be broken."""
 
@@ -71,7 +69,7 @@ def export_folder(wanted: Wanted, file: TensorFile, model: Model, tokenizer: Tok
     figures = {path.stem: read_result(path) for path in wanted.results}
     if wanted.vllm:
         check_vllm(model, wanted.name)
-    reference = _scores(model, tokenizer)
+    before_TV = next_tokens(model.decoder, probe(tokenizer))
     model.generation_config = generation_config(model, tokenizer)
     with built_aside(wanted.out) as folder:
         if isinstance(file, QuantisedFolder):
@@ -79,14 +77,14 @@ def export_folder(wanted: Wanted, file: TensorFile, model: Model, tokenizer: Tok
         else:
             model.save(folder)
         tokenizer.save(folder)
-        card = _card(wanted, file, model, tokenizer, figures)
+        card = card_of(wanted, file, model, tokenizer, figures)
         (folder / "README.md").write_text(card.text(), encoding="utf-8")
         _keep_reports(wanted.path, folder)
         write_sums(folder)
-        kl = check_folder(folder, tokenizer, reference)
+        kl = check_folder(folder, tokenizer, before_TV)
         size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
     document = {"model": wanted.name, "out": str(wanted.out), "size": size, "dtype": card.dtype, "check_kl": kl}
-    return document | {"license": card.license} | ({"serve": card.serve} if card.serve else {})
+    return document | {"license": card.license} | ({"serve": serve_command(wanted, model)} if wanted.vllm else {})
 
 
 def generation_config(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -122,53 +120,25 @@ def serve_command(wanted: Wanted, model: Model) -> str:
     return f"vllm serve ./{served} --served-model-name {served} --max-model-len {model.decoder.config.max_position}"
 
 
-def write_sums(folder: Path) -> None:
-    """``SHA256SUMS`` of every file below the folder, as sha256sum writes them."""
-    files = sorted(one for one in folder.rglob("*") if one.is_file() and one.name != SUMS)
-    lines = [f"{_digest(one)}  {one.relative_to(folder).as_posix()}\n" for one in files]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def check_sums(folder: Path) -> None:
-    """FormatError naming the first file that is not what ``SHA256SUMS`` says."""
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        if not (folder / name).is_file() or _digest(folder / name) != digest:
-            raise FormatError(folder / name, "", f"is missing or not what {SUMS} says")
-
-
-@torch.inference_mode()
-def check_folder(folder: Path, tokenizer: Tokenizer, reference: Tensor) -> float:
-    """Read a written folder back; returns the KL divergence (nats a token) of its scores from the original's.
-
-    FormatError where checksums, tokenizer or scores are not the original's.
-    """
+def check_folder(folder: Path, tokenizer: Tokenizer, before_TV: Tensor) -> float:
+    """Read a written folder back; returns how far it is from the original, whose scores ``before_TV`` are (nats a
+    token). FormatError where checksums, tokenizer or scores are not the original's."""
     check_sums(folder)
-    again = load_model(folder, device="cpu", dtype="auto")
-    theirs = tokenizer_from_file(open_tensors(folder))
+    file = open_tensors(folder)
+    theirs = tokenizer_from_file(file)
     if theirs.vocabulary_hash != tokenizer.vocabulary_hash or theirs.chat_templates != tokenizer.chat_templates:
         raise FormatError(folder, "tokenizer", "reads back as another one")
-    scores = _scores(again, theirs)
-    before, after = reference.log_softmax(-1), scores.log_softmax(-1)
-    kl = float((before.exp() * (before - after)).sum(-1).mean())
-    stored = str(stored_dtype(open_tensors(folder)) or torch.float32).removeprefix("torch.")
-    if not kl <= MOST_KL.get(stored, 0.05):
-        raise FormatError(folder, "weights", f"read back as another model: KL divergence {kl:.4g} nats a token")
-    return kl
+    found = agree(before_TV, next_tokens(load_model(folder, device="cpu", dtype="auto").decoder, probe(theirs)))
+    stored = str(stored_dtype(file) or torch.float32).removeprefix("torch.")
+    check(found, MOST_KL.get(stored, 0.05), str(folder))
+    return found.kl
 
 
-@torch.inference_mode()
-def _scores(model: Model, tokenizer: Tokenizer) -> Tensor:
-    """Scores of a short text, float32 [T, V]."""
-    text = "\n".join(sample_texts()["English"])
-    ids = tokenizer.encode(text, parse_special=False)[: min(96, model.decoder.config.max_position)]
-    tokens_T = torch.tensor(ids)
-    return model.decoder(tokens_T, Packed([len(ids)])).float()
-
-
-def _card(
-    wanted: Wanted, file: TensorFile, model: Model, tokenizer: Tokenizer, figures: dict[str, Mapping[str, Any]]
+def card_of(
+    wanted: Wanted, file: TensorFile, model: Model, tokenizer: Tokenizer, figures: Mapping[str, Mapping[str, Any]]
 ) -> Card:
+    """What is known of a model that is handed over; ``figures``: of result files, by name."""
+    figures = dict(figures)
     run = run_of(wanted.path) if wanted.path.is_dir() else None
     run = run or next((found for path in wanted.adapters if (found := run_of(path)) is not None), None)
     if run is not None and (last := last_evaluation(run)):
@@ -186,13 +156,19 @@ def _card(
         context=model.decoder.config.max_position,
         source=Path(wanted.name).name if Path(wanted.name).exists() else wanted.name,
         license=wanted.license or _license(file, wanted.path),
-        chat=tokenizer.chat_template is not None,
         adapters=[path.name for path in wanted.adapters],
         figures=figures,
         recipe=config,
         data=[] if run is None else _data(run),
-        serve=serve_command(wanted, model) if wanted.vllm else None,
+        use="\n".join(_commands(wanted, model, tokenizer)),
     )
+
+
+def _commands(wanted: Wanted, model: Model, tokenizer: Tokenizer) -> list[str]:
+    """What puts the folder to use."""
+    say = "Once upon a time" if tokenizer.chat_template is None else "Hello"
+    run = f'tokenmill run ./{wanted.out.absolute().name} "{say}"'
+    return [run, serve_command(wanted, model)] if wanted.vllm else [run]
 
 
 def _license(file: TensorFile, path: Path) -> str | None:
@@ -216,7 +192,7 @@ def _data(run: Path) -> list[dict[str, Any]]:
                 continue
             found: dict[str, Any] = {"name": path.name}
             if path.is_file():
-                found |= {"bytes": path.stat().st_size, "sha256": _digest(path)}
+                found |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             listed.append(found)
     return listed
 
@@ -232,8 +208,3 @@ def _keep_reports(source: Path, folder: Path) -> None:
         for one in (name, name.replace(".json", ".html")):
             if source.is_dir() and (source / one).is_file():
                 shutil.copyfile(source / one, folder / one)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,11 @@ from torch import Tensor
 from tokenmill.core.errors import FormatError
 from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Decoder
+from tokenmill.text.compare import sample_texts
+from tokenmill.text.tokenizer import Tokenizer
 
+PROBE = "English"
+"""Which of the bundled texts both read."""
 MAX_TOKENS = 256
 
 
@@ -33,6 +37,11 @@ class Agreement:
     def asdict(self) -> dict[str, float]:
         """For JSON."""
         return asdict(self)
+
+
+def probe(tokenizer: Tokenizer) -> list[int]:
+    """The ids of the text that both read."""
+    return tokenizer.encode("\n".join(sample_texts()[PROBE]), parse_special=False)
 
 
 @torch.inference_mode()

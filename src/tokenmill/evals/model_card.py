@@ -32,7 +32,6 @@ class Card:
     context: int
     source: str
     license: str | None = None
-    chat: bool = False
     adapters: Sequence[str] = ()
     figures: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of result files, by name."""
@@ -40,12 +39,14 @@ class Card:
     """``config.yaml`` of the run."""
     data: Sequence[Mapping[str, Any]] = ()
     """Files that the run read: name, bytes, sha256 where they are still there."""
-    serve: str | None = None
-    """The command that serves the folder."""
+    use: str = ""
+    """The commands that put the folder to use."""
+    library: str = "transformers"
+    """What reads it, in the hub's words."""
 
     def text(self) -> str:
         """README.md, with the hub's front matter."""
-        front = ["---", *([f"license: {self.license}"] if self.license else []), "library_name: transformers"]
+        front = ["---", *([f"license: {self.license}"] if self.license else []), f"library_name: {self.library}"]
         front += ["pipeline_tag: text-generation", "tags:", "- tokenmill", f"- {self.family}", "---"]
         parts = [
             f"# {self.title}",
@@ -53,7 +54,7 @@ class Card:
             f"tokens. Written by tokenmill {__version__} from `{self.source}`"
             + (f" with {', '.join(f'`{name}`' for name in self.adapters)} folded in." if self.adapters else "."),
             "## Use",
-            self._use(),
+            f"```bash\n{self.use}\n```",
         ]
         if self.figures:
             parts += ["## Figures", *(_table(name, values) for name, values in self.figures.items())]
@@ -68,10 +69,6 @@ class Card:
         parts += ["## Licence", self.license or "Not said by the model that this one was made from; ask its authors."]
         parts += ["`SHA256SUMS` names every file: `sha256sum -c SHA256SUMS`."]
         return "\n".join(front) + "\n\n" + "\n\n".join(parts) + "\n"
-
-    def _use(self) -> str:
-        lines = ["```bash", "tokenmill run ./FOLDER" + (' "Hello"' if self.chat else ' "Once upon a time"')]
-        return "\n".join([*lines, *([self.serve] if self.serve else []), "```"])
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:

@@ -194,6 +194,11 @@ def _output_type(mix: str, default: str, t: Traits) -> str:
     return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, default)
 
 
+def reads_importance(mix: str) -> bool:
+    """Whether an importance matrix changes what is written: floats and Q8_0 search for nothing."""
+    return mix not in (*_FLOATS, "Q8_0")
+
+
 def needs_importance(mix: str, types: Iterable[str]) -> bool:
     """Q2_K_S has matrices of two bits that are no good without importances; llama-quantize refuses them too."""
     return mix == "Q2_K_S" and "Q2_K" in types

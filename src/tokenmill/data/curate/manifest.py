@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenmill.core.checksums import sha256_of
 from tokenmill.core.errors import FormatError
 from tokenmill.core.paths import atomic_write
 from tokenmill.core.version import __version__
@@ -23,7 +24,7 @@ from tokenmill.data.curate.recipe import CurateRecipe
 from tokenmill.data.curate.report import write_report
 from tokenmill.data.curate.step import Tally
 from tokenmill.data.curate.work import Setup, Shape, Stage, StepCount, stage_folder, verdict_folder, words_of
-from tokenmill.data.curate.write import sha256_of, suffix
+from tokenmill.data.curate.write import suffix
 
 FORMAT = "tokenmill-data-1"
 NAME = "manifest.json"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from tokenmill.core.checksums import sha256_of
 from tokenmill.core.paths import atomic_write
 from tokenmill.data.curate.recipe import Output
 from tokenmill.data.curate.step import Document
@@ -40,12 +40,6 @@ def write_documents(path: Path, documents: list[Document], config: Output) -> di
         else:
             _json_lines(file, documents, config.compression)
     return {"documents": len(documents), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json_lines(file: IO[bytes], documents: Iterable[Document], compression: str) -> None:

@@ -159,7 +159,7 @@ def quantize(tensor: Tensor, type: str, importance: Tensor | None = None) -> Ten
     """Encode [..., values a row] -> uint8 [..., bytes a row], on the CPU.
 
     Args:
-        importance: float [values a row], how much an error in each column counts (see `importance.py`); types without
+        importance: float [values a row], how much an error in each column counts (see `imatrix.py`); types without
             a search (Q8_0, F16 …) have no use for it.
 
     UsageError for a type that cannot be written, rows that do not fit its block, or values it cannot hold.
