@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,11 @@ def matrix(rows: int = 12, columns: int = 32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("text", ["0.5", "0.75", "2:4", "1:8"])
+@pytest.mark.parametrize("text", ["0.5", "0.75", "2:4", "1:8", "80:160"])
 def test_as_many_go_as_were_asked_for(method, text) -> None:
     sparsity = Sparsity.of(text)
-    gone_OI = prune_matrix(matrix(), method, sparsity, inputs()).weight_OI == 0
+    columns = 160 if text == "80:160" else 32  # more in a group than SparseGPT takes at once
+    gone_OI = prune_matrix(matrix(columns=columns), method, sparsity, inputs(columns)).weight_OI == 0
     assert gone_OI.float().mean() == sparsity.share
     if sparsity.pattern is not None:
         kept, group = sparsity.pattern
@@ -90,6 +92,7 @@ def test_a_hessian_that_cannot_be_inverted_is_said() -> None:
     heard = inputs()
     heard.moments_II[3, 4] = float("nan")
     pruned = prune_matrix(matrix(), "sparsegpt", Sparsity(0.5), heard)
+    assert heard.error(matrix(), pruned.weight_OI - matrix()) is None  # no number that JSON does not have
     assert "cannot be inverted" in pruned.problem
     assert (pruned.weight_OI == 0).float().mean() == 0.5
 
@@ -192,13 +195,19 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_command_writes_a_model_and_says_what_it_lost(place, capsys) -> None:
+def test_the_command_writes_a_model_and_says_what_it_lost(place, capsys, monkeypatch) -> None:
+    tokenmill.load_model(place / "model", dtype="bfloat16").save(place / "model")
     words = ["prune", str(place / "model"), "--data", str(place / "texts.jsonl"), "--seq-len", "64", "--json"]
-    assert main([*words, "--method", "wanda", "--sparsity", "2:4", "--out", str(place / "sparse")]) == 0
+    first = [*words, "--method", "wanda", "--sparsity", "2:4", "--out", str(place / "sparse")]
+    monkeypatch.setattr(sys, "argv", ["tokenmill", *first])
+    assert main(first) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["zeros"] == 0.5
     assert document["measured"]["kl"] > 0
-    assert "layers.2.mlp.down" in (place / "sparse" / "pruning_report.html").read_text()
+    page = (place / "sparse" / "pruning_report.html").read_text()
+    assert "layers.2.mlp.down" in page
+    assert "--sparsity 2:4" in page, "the report has the whole command"
+    assert json.loads((place / "sparse" / "config.json").read_text())["dtype"] == "bfloat16", "as the model had it"
     weight = tokenmill.load_model(place / "sparse").decoder.layers[0].attn.q.weight
     assert (weight.unflatten(1, (-1, 4)) == 0).sum(-1).unique().tolist() == [2]
     assert main([*words, "--method", "depth", "--layers", "2", "--out", str(place / "half")]) == 0

@@ -10,6 +10,7 @@ a licence or an answer must not be able to move the cursor or to set the window'
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ def emit(document: Any, as_json: bool, text: str) -> None:
         print(json.dumps(document, ensure_ascii=False, default=str))
     elif text:
         print(clean(text))
+
+
+def command_line() -> str:
+    """What the person typed, for a report."""
+    return shlex.join(["tokenmill", *sys.argv[1:]])
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 4) -> str:

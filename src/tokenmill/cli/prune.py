@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, emit, human_count, step_progress, verb
+from tokenmill.cli.output import Json, PullProgress, command_line, emit, human_count, step_progress, verb
 from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
 from tokenmill.store import Store
 
@@ -57,11 +57,14 @@ def prune(
     """Prune a model: zero weights, or take out layers, neurons and heads."""
     given = {"sparsity": sparsity, "layers": layers, "rule": rule, "mlp_size": mlp_size, "kv_heads": kv_heads}
     _check(method, given, data)
+
+    import torch
+
     from tokenmill.data.calibration import Calibration, calibration
     from tokenmill.evals.pruning import run_job
     from tokenmill.formats import open_tensors
     from tokenmill.formats.aside import refuse_taken
-    from tokenmill.models.load import model_from_file, tokenizer_from_file
+    from tokenmill.models.load import model_from_file, stored_dtype, tokenizer_from_file
 
     job = _job(method, given)
     refuse_taken(out)
@@ -75,6 +78,7 @@ def prune(
     with step_progress("layers") as progress:
         result = run_job(job, original, known.documents, known.held_out, progress)
     document = {"model": model, "out": str(out), "data": None if data is None else str(data), **result.document()}
+    result.model.network.to(stored_dtype(file) or torch.float32)  # measured in float32, kept as the original is
     _write(out, model, tokenizer, result, document)
     emit(document, as_json, _text(out, result))
 
@@ -120,7 +124,7 @@ def _write(out: Path, source: str, tokenizer: Tokenizer, result: Result, documen
         result.model.save(folder)
         tokenizer.save(folder)
         (folder / REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        write_page(folder / PAGE, page(source, result, f"tokenmill prune {source} --method {result.job.method}"))
+        write_page(folder / PAGE, page(source, result, command_line()))
 
 
 def _text(out: Path, result: Result) -> str:

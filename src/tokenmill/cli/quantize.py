@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.output import Json, PullProgress, columns, emit, human_duration, human_size, note, step_meter, verb
+from tokenmill.cli.output import (
+    Json,
+    PullProgress,
+    columns,
+    command_line,
+    emit,
+    human_duration,
+    human_size,
+    note,
+    step_meter,
+    verb,
+)
 from tokenmill.cli.quantize_options import (
     COMPARED,
     ActOrder,
@@ -221,7 +231,7 @@ def _quantise(prepared: _Prepared, settings: Settings, out: Path, as_json: bool)
     result.speed = {"speed here": _speed(built), "the original's": _speed(Path(prepared.file.path))}
     result.nbytes = sum(f.stat().st_size for f in built.glob("*.safetensors"))
     document = {"model": prepared.name, "out": str(out), "original_bytes": prepared.original_bytes, **result.document()}
-    page = result_page(prepared.name, result, prepared.original_bytes, _command())
+    page = result_page(prepared.name, result, prepared.original_bytes, command_line())
     finish(built, work, out, document, page)
     emit(document, as_json, _table(prepared.name, result, prepared.original_bytes, out))
 
@@ -268,7 +278,7 @@ def _compare(prepared: _Prepared, wanted: dict[str, Settings], out: Path, as_jso
         "results": {name: result.document() for name, result in results},
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_report(out, document, comparison_page(prepared.name, results, prepared.original_bytes, _command()))
+    write_report(out, document, comparison_page(prepared.name, results, prepared.original_bytes, command_line()))
     shutil.rmtree(work, ignore_errors=True)
     rows = [(name, *_figures(result), "on the frontier" if name in best else "") for name, result in results]
     table = columns(("METHOD", "SIZE", "BITS", "PPL", "KL", "SAME TOP", "TIME", ""), rows)
@@ -299,7 +309,3 @@ def _table(name: str, result: Result, original_bytes: int, out: Path) -> str:
     if result.resumed:
         lines.append(f"resumed         {result.resumed} layers were there already")
     return "\n".join([f"quantised {name} in {human_duration(result.seconds)}: {out}", *lines])
-
-
-def _command() -> str:
-    return " ".join(["tokenmill", *sys.argv[1:]])

@@ -14,12 +14,10 @@ from tokenmill.models.walk import LayerStep, walk
 from tokenmill.nn.decoder import Block
 from tokenmill.nn.linear import Linear
 from tokenmill.prune.weights import Method, Sparsity, prune_matrix
-from tokenmill.quant.layers import layers_of
+from tokenmill.quant.layers import LEAST_TOKENS, layers_of, matrices
 from tokenmill.quant.run import check_enough
 from tokenmill.quant.statistics import InputStatistics, LayerStatistics
 
-LEAST_TOKENS = 32
-"""Below so many calibration tokens an expert is pruned by magnitude: of its inputs nothing is known."""
 Progress = Callable[[int, int], None]
 
 
@@ -65,10 +63,8 @@ def prune_weights(
             step.watch({name: partial(heard.hear, name) for name in layers_of(block)})
             heard.finish()
         for name, layer in layers_of(block).items():
-            weights = [layer.weight] if isinstance(layer, Linear) else list(layer.weight)
-            keys = [name] if isinstance(layer, Linear) else [f"{name}.{n}" for n in range(len(weights))]
             done = []
-            for key, weight_OI in zip(keys, weights, strict=True):
+            for key, weight_OI in matrices(name, layer).items():
                 new_OI, record = _one(
                     f"layers.{index}.{key}", weight_OI, method, sparsity, heard.by_name.get(key), damping
                 )
@@ -89,9 +85,6 @@ def _one(
         method, problem = "magnitude", f"{inputs.tokens if inputs else 0} calibration tokens reached it: by magnitude"
     pruned = prune_matrix(weight_OI, method, sparsity, inputs, damping=damping)
     new_OI = pruned.weight_OI.to(weight_OI.dtype)
-    error = None
-    if inputs is not None and inputs.tokens:
-        hessian_II = inputs.hessian()
-        before, change = weight_OI.float(), weight_OI.float() - new_OI.float()
-        error = float(((change @ hessian_II) * change).sum() / ((before @ hessian_II) * before).sum().clamp(min=1e-30))
+    before_OI = weight_OI.float()
+    error = None if inputs is None else inputs.error(before_OI, new_OI.float() - before_OI)
     return new_OI, MatrixRecord(name, float((new_OI == 0).float().mean()), error, problem or pruned.problem)

@@ -108,7 +108,8 @@ def _sparsegpt(weight_IO: Tensor, factor_II: Tensor, sparsity: Sparsity) -> Tens
     ``weight_IO`` is used up."""
     columns = len(weight_IO)
     diagonal_I = factor_II.diagonal()
-    block = BLOCK if sparsity.pattern is None else BLOCK // sparsity.pattern[1] * sparsity.pattern[1]
+    kept, group = sparsity.pattern or (1, 1)
+    block = max(1, BLOCK // group) * group  # whole groups
     for start in range(0, columns, block):
         end = min(start + block, columns)
         gone_BO = torch.zeros_like(weight_IO[start:end], dtype=torch.bool)
@@ -117,8 +118,7 @@ def _sparsegpt(weight_IO: Tensor, factor_II: Tensor, sparsity: Sparsity) -> Tens
             gone_BO = _lowest(scores_BO.flatten(), round(sparsity.share * scores_BO.numel())).view_as(scores_BO)
         errors_BO = torch.zeros_like(weight_IO[start:end])
         for i in range(start, end):
-            if sparsity.pattern is not None and i % sparsity.pattern[1] == 0:
-                kept, group = sparsity.pattern  # chosen when its columns are next, as they are by then
+            if sparsity.pattern is not None and i % group == 0:  # chosen when it is next, by what it has become
                 scores_OM = (weight_IO[i : i + group] / diagonal_I[i : i + group, None]).square().t()
                 gone_BO[i - start : i - start + group] = _lowest(scores_OM.contiguous(), group - kept).t()
             gone_O = gone_BO[i - start]

@@ -73,6 +73,13 @@ def layers_of(block: Block) -> dict[str, Linear | StackedLinear]:
     return {n: m for n, m in found.items() if n.rpartition(".")[2] not in LEFT_ALONE}
 
 
+def matrices(name: str, layer: Linear | StackedLinear) -> dict[str, Tensor]:
+    """The matrices of a layer: one, or that of each expert with its number behind the name."""
+    if isinstance(layer, Linear):
+        return {name: layer.weight}
+    return {f"{name}.{number}": weight_OI for number, weight_OI in enumerate(layer.weight)}
+
+
 @torch.no_grad()
 def quantise_block(
     block: Block,
@@ -100,10 +107,8 @@ def quantise_block(
         if parameter is not before[name] and not (id(owner) in names and name.endswith(".weight")):
             result.changed[name] = parameter.detach()
     for name, layer in layers_of(block).items():
-        weights = [layer.weight] if isinstance(layer, Linear) else list(layer.weight)
-        keys = [name] if isinstance(layer, Linear) else [f"{name}.{n}" for n in range(len(weights))]
         stored: list[Stored] = []
-        for key, weight_OI in zip(keys, weights, strict=True):
+        for key, weight_OI in matrices(name, layer).items():
             codes, damping, note = _quantise(weight_OI.float(), name, settings, grids[name], inputs.get(key))
             stored.append(codes)
             note = note or notes.get(name, "")
@@ -191,12 +196,8 @@ def _record(
     codes = as_codes(stored)
     off_OI, weight_OI = codes.dense() - weight_OI.float(), weight_OI.float()
     seen = inputs.get(key)
-    if seen is not None and seen.tokens and bool(torch.isfinite(seen.moments_II).all()):
-        hessian_II = seen.hessian()
-        error = float(
-            ((off_OI @ hessian_II) * off_OI).sum() / ((weight_OI @ hessian_II) * weight_OI).sum().clamp(min=1e-30)
-        )
-    else:
+    error = None if seen is None else seen.error(weight_OI, off_OI)
+    if error is None:
         error = float(off_OI.square().sum() / weight_OI.square().sum().clamp(min=1e-30))
     bits = codes.weight_bits if isinstance(stored, Codes) else _nf4_bits(stored)
     size = -1 if codes.scales_OG.shape[1] == 1 else codes.group_size

@@ -59,6 +59,15 @@ class InputStatistics:
         """Some tokens' inputs, [n, I]."""
         return torch.cat(self.some)
 
+    def error(self, weight_OI: Tensor, off_OI: Tensor) -> float | None:
+        """Square of what ``off`` changes of a layer's outputs, as a share of these outputs' square; None where no
+        token, or none of finite numbers, was seen."""
+        if not self.tokens or not bool(torch.isfinite(self.moments_II).all()):
+            return None
+        hessian_II = self.hessian()
+        changed, whole = (((one_OI @ hessian_II) * one_OI).sum() for one_OI in (off_OI, weight_OI))
+        return float(changed / whole.clamp(min=1e-30))
+
     def scaled(self, factor_I: Tensor) -> InputStatistics:
         """Those of ``x * factor``."""
         moments_II = self.moments_II * factor_I[:, None] * factor_I
