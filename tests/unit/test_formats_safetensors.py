@@ -138,6 +138,12 @@ def test_folder_round_trip_in_shards(tmp_path: Path) -> None:
         folder.load("x")
 
 
+def test_a_tensor_may_go_under_two_names(tmp_path: Path) -> None:
+    shared = torch.randn(3, 4)
+    write_hf_folder(tmp_path, {}, [("embedding", shared), ("head", torch.nn.Parameter(shared))])
+    assert all(torch.equal(HFFolder(tmp_path).load(name), shared) for name in ("embedding", "head"))
+
+
 def test_rewriting_replaces_weights_and_keeps_the_rest(tmp_path: Path) -> None:
     write_hf_folder(tmp_path, {"v": 1}, [("a", torch.ones(9)), ("b", torch.ones(9))], max_shard_bytes=36)
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -456,6 +456,7 @@ def test_programs_are_told_that_routers_are_plain(tmp_path: Path) -> None:
         ("gptq", {"budget": 4.2, "layout": "gptq"}, "layout compressed-tensors"),
         ("codebook", {"budget": 3.0}, "for rtn, gptq, awq"),
         ("fp8", {"group_size": 64}, "fp8 has a scale"),
+        ("w8a8", {"smooth": 0.0, "act_order": False}, "rounds plainly"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(method: str, how: dict[str, Any], why: str) -> None:

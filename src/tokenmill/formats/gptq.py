@@ -55,8 +55,6 @@ class GPTQ:
             "desc_act": False,
             "static_groups": True,
             "lm_head": False,
-            "damp_percent": 0.01,
-            "true_sequential": False,
             "checkpoint_format": "gptq_v2" if self.version == 2 else "gptq",
         }
 

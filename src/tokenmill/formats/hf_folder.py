@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def write_hf_folder(
 ) -> None:
     """Write a model folder that transformers loads; memory holds one shard of tensors that are not the caller's.
 
-    Tensors may be on any device, not contiguous, or views of one another (each is stored whole). Weights and configs
+    Tensors may be on any device, not contiguous, the same or views of one another (each is stored whole). Weights and configs
     that an existing folder has are replaced, its other files are kept. FormatError for a name given twice.
     """
     path = Path(path)
@@ -149,12 +149,14 @@ def _write_shards(
     shards: list[str] = []
     weight_map: dict[str, int] = {}
     held: dict[str, torch.Tensor] = {}
+    taken = set[int]()
     total = size = 0
 
     def flush() -> None:
         shards.append(f"{len(shards)}.safetensors")
         save_file(held, stage / shards[-1], metadata={"format": "pt"})
         held.clear()
+        taken.clear()
 
     for name, tensor in tensors:
         if name in weight_map:
@@ -162,7 +164,8 @@ def _write_shards(
         if held and size + tensor.nbytes > limit:
             flush()
             size = 0
-        held[name] = _own_memory(tensor)
+        held[name] = _own_memory(tensor, taken)
+        taken.add(held[name].data_ptr())
         weight_map[name] = len(shards)
         size += tensor.nbytes
         total += tensor.nbytes
@@ -171,10 +174,12 @@ def _write_shards(
     return shards, weight_map, total
 
 
-def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """Contiguous, on the CPU, and sharing its memory with no other: safetensors refuses anything else."""
+def _own_memory(tensor: torch.Tensor, taken: Collection[int]) -> torch.Tensor:
+    """Contiguous, on the CPU, and sharing its memory with no other (``taken``: addresses): safetensors refuses anything
+    else."""
     tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole and tensor.data_ptr() not in taken else tensor.clone()
 
 
 def _final_names(count: int) -> list[str]:

@@ -176,6 +176,8 @@ def settings(
     ):
         if given is not None and method not in belongs:
             raise UsageError(f"{name} belongs to {', '.join(belongs)}, not to {method}")
+    if smooth == 0 and (damping is not None or act_order is not None):
+        raise UsageError(f"{method} with smooth 0 rounds plainly: damping and act_order mean nothing to it")
     size = (about.group_size if about.group_size is not None else -1) if group_size is None else group_size
     if size not in (-1, 0) and (size < 32 or size & (size - 1)):
         raise UsageError(f"group size {size} is not possible: 32, 64, 128, … or -1 for whole rows")

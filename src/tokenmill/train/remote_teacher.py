@@ -61,7 +61,7 @@ class RemoteTeacher:
             self._refuse(f"{len(odd):,} ids stand for different tokens: {shown}{', …' if len(odd) > SHOWN else ''}")
         texts = [text for group in sample_texts().values() for text in group if text.strip()]
         for text, scored in zip(texts, self._asked(texts, 1, named=True), strict=True):
-            theirs = [_id(one) for one in scored["tokens"]][: -1 or None]
+            theirs = [_id(one) for one in scored["tokens"]][:-1]
             if theirs != self.tokenizer.encode(text):
                 self._refuse(f"the same tokens, but {text[:40]!r} is cut into different ones")
 
