@@ -43,7 +43,9 @@ Damping = Annotated[
 ]
 ActOrder = Annotated[
     bool | None,
-    typer.Option("--act-order/--no-act-order", help="gptq, codebook, w8a8, llm-int8: columns by importance. [default: yes]"),
+    typer.Option(
+        "--act-order/--no-act-order", help="gptq, codebook, w8a8, llm-int8: columns by importance. [default: yes]"
+    ),
 ]
 Clip = Annotated[
     bool | None, typer.Option("--clip/--no-clip", help="awq: search where to clip each group. [default: yes]")

@@ -114,8 +114,8 @@ def write_hf_folder(
 ) -> None:
     """Write a model folder that transformers loads; memory holds one shard of tensors that are not the caller's.
 
-    Tensors may be on any device, not contiguous, the same or views of one another (each is stored whole). Weights and configs
-    that an existing folder has are replaced, its other files are kept. FormatError for a name given twice.
+    Tensors may be on any device, not contiguous, the same or views of one another (each is stored whole). Weights and
+    configs that an existing folder has are replaced, its other files are kept. FormatError for a name given twice.
     """
     path = Path(path)
     if max_shard_bytes <= 0:
