@@ -39,7 +39,9 @@ def raising(error: BaseException) -> Callable[[], None]:
     [
         (NotFoundError("no model 'x'"), 1, "Error: no model 'x'\n"),
         (OutOfContextError("too long"), 2, "Error: too long\n"),
-        (PermissionError(13, "Permission denied", "file"), 1, "Error: [Errno 13] Permission denied: 'file'\n"),
+        (PermissionError(13, "Permission denied", "file"), 1, "Error: file: Permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "Error: No space left on device\n"),
+        (OSError("told by a library"), 1, "Error: told by a library\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

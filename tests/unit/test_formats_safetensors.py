@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tokenmill.core.errors import ConfigError, FormatError, UsageError
-from tokenmill.formats import GGUFFile, HFFolder, SafetensorsFile, open_tensors, write_gguf, write_hf_folder
+from tokenmill.formats import (
+    GGUFFile,
+    HFFolder,
+    SafetensorsFile,
+    open_tensors,
+    safetensors_file,
+    save_tensors,
+    write_gguf,
+    write_hf_folder,
+)
 
 
 def container(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -272,3 +282,18 @@ def test_open_tensors_picks_by_what_the_path_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FormatError, match="no weights"):
         open_tensors(tmp_path)
+
+
+def test_a_full_disk_is_the_systems_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.zeros(4)}
+    with pytest.raises(FileNotFoundError) as missing:  # as the library says it today
+        save_tensors(tensors, tmp_path / "no" / "a.safetensors")
+    assert missing.value.filename == str(tmp_path / "no" / "a.safetensors")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors_file, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_hf_folder(tmp_path / "out", {}, tensors.items())
+    assert not list((tmp_path / "out").iterdir()), "nothing of it is left"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenmill.adapt.layers import IA3, Adapter, Bottleneck, Rows, Whole
@@ -18,6 +17,7 @@ from tokenmill.adapt.places import adapted, linear_places, shortest_targets, swi
 from tokenmill.adapt.virtual import PrefixTokens, PromptTokens, VirtualTokens
 from tokenmill.config.parts import AdapterConfig
 from tokenmill.core.errors import ConfigError, UsageError
+from tokenmill.formats import save_tensors
 from tokenmill.models import Model
 from tokenmill.models.weights import Named, modules_by_name
 from tokenmill.nn.linear import LinearLayer
@@ -39,7 +39,7 @@ def save_adapter(model: Model, folder: Path | str, name: str = "default", *, bas
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {key: tensor.detach().float().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    save_file(stored, folder / TENSORS, metadata={"format": "pt"})
+    save_tensors(stored, folder / TENSORS, metadata={"format": "pt"})
     write_config(folder, switch.configs[name].kind, model.family.task, base, fields)
     formats = {m.quantization for m in model.network.modules() if isinstance(m, LinearLayer)}
     packed = [known for known in TRAINED_OVER if known in formats]

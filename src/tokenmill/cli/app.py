@@ -124,6 +124,13 @@ def _run(argv: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _said(error: TokenmillError | OSError) -> str:
+    """What went wrong; the system's errors without their numbers, the file first."""
+    if isinstance(error, TokenmillError) or not isinstance(error.strerror, str):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``argv`` excludes the program's name."""
     words, debug = _take_debug(sys.argv[1:] if argv is None else argv)
@@ -145,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TokenmillError, OSError) as error:
         if debug:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_said(error)}", file=sys.stderr)
         return error.exit_status if isinstance(error, TokenmillError) else 1
     except Exception as error:
         if debug:

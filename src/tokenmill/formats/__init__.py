@@ -12,7 +12,7 @@ from tokenmill.core.errors import FormatError
 from tokenmill.formats.gguf import GGUFFile, Typed, write_gguf
 from tokenmill.formats.hf_folder import PICKLE_REFUSAL, PICKLE_SUFFIXES, HFFolder, write_hf_folder
 from tokenmill.formats.quantised_folder import QuantisedFolder
-from tokenmill.formats.safetensors_file import SafetensorsFile
+from tokenmill.formats.safetensors_file import SafetensorsFile, save_tensors
 from tokenmill.formats.tensors import TensorFile, TensorInfo
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TensorInfo",
     "Typed",
     "open_tensors",
+    "save_tensors",
     "write_gguf",
     "write_hf_folder",
 ]

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from tokenmill.core.errors import ConfigError, FormatError, UsageError
-from tokenmill.formats.safetensors_file import SafetensorsFile
+from tokenmill.formats.safetensors_file import SafetensorsFile, save_tensors
 from tokenmill.formats.tensors import TensorInfo, no_such_tensor, read_json_object
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -154,7 +153,7 @@ def _write_shards(
 
     def flush() -> None:
         shards.append(f"{len(shards)}.safetensors")
-        save_file(held, stage / shards[-1], metadata={"format": "pt"})
+        save_tensors(held, stage / shards[-1], metadata={"format": "pt"})
         held.clear()
         taken.clear()
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from tokenmill.core.errors import FormatError, did_you_mean
 from tokenmill.formats.tensors import TensorInfo, no_such_tensor, parse_json_object
@@ -30,6 +32,20 @@ _DTYPES = {
 }
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _MAX_INT = (1 << 63) - 1
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a .safetensors file; tensors are contiguous, on the CPU, and share no memory.
+
+    OSError where the disk is full or the place is not to be written: the library has an error of its own for these.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata) if metadata is not None else None)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 class SafetensorsFile:

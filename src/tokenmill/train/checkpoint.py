@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenmill.core.device import free_memory
 from tokenmill.core.errors import FormatError, NotFoundError, StoreError
-from tokenmill.formats.safetensors_file import SafetensorsFile
+from tokenmill.formats.safetensors_file import SafetensorsFile, save_tensors
 from tokenmill.formats.tensors import read_json_object
 
 WEIGHTS, OPTIMIZER, STATE, LATEST = "weights.safetensors", "optimizer.safetensors", "state.json", "latest"
@@ -182,7 +181,7 @@ def read_checkpoint(path: Path) -> Snapshot:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: _own(tensor) for name, tensor in tensors.items()}, path)
+    save_tensors({name: _own(tensor) for name, tensor in tensors.items()}, path)
 
 
 def _own(tensor: Tensor, always: bool = False) -> Tensor:
