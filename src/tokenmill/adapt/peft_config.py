@@ -43,7 +43,6 @@ READ: Mapping[str, tuple[str, ...]] = {
 }
 KINDS = {"lora": "LORA", "dora": "LORA", "ia3": "IA3", "prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING"}
 KINDS |= {"bottleneck": "BOTTLENECK"}
-BOTTLENECK_NOTE = "BOTTLENECK is tokenmill's own: PEFT has no bottleneck adapters"
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,3 @@ class QuantisedStacked(StackedLinear):
         held = self.experts[expert]
         assert isinstance(held, _Held)
         return quantised_linear(x, held.held(), None, self.inputs)
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Whether any layer of a model holds codes."""
-    return any(isinstance(module, QuantisedLinear | QuantisedStacked) for module in model.modules())

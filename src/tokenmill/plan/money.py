@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from math import ceil
 
-HOURS_A_MONTH = 730.0
 DAYS_A_MONTH = 30.416666666666668
 
 

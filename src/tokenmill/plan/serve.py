@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenmill.core.errors import UsageError
@@ -261,8 +261,3 @@ def _load_in_time(target: float, prompt_s: float, step_s: float) -> float:
             f"{1e3 * target:g} ms wanted: more devices (--gpus), or a shorter prompt (--prompt)"
         )
     return 2 * wait / (prompt_s + 2 * wait) / prompt_s
-
-
-def with_gpus(hardware: Hardware, gpus: int) -> Hardware:
-    """The same devices, another number of them."""
-    return replace(hardware, gpus=gpus)

@@ -10,7 +10,7 @@ from tokenmill.plan import formulas, rates
 from tokenmill.plan.catalog import Gpu, Quantisation
 from tokenmill.plan.serve import LINK_LATENCY_S, Hardware, Subject
 from tokenmill.plan.shape import Shape
-from tokenmill.plan.train import Cluster, Work
+from tokenmill.plan.train import Work
 
 
 def looked_up(shape: Shape) -> float:
@@ -167,8 +167,3 @@ def lora_parameters(shape: Shape, rank: int, targets: Sequence[str] = ()) -> flo
     chosen = [(i, o) for name, i, o in shape.adapted if not targets or name in targets]
     each = formulas.lora_parameters(rank, sum(i for i, _ in chosen), sum(o for _, o in chosen))
     return shape.layers * each
-
-
-def on_gpus(cluster: Cluster, gpus: int) -> Cluster:
-    """The same kind of device, another number of them."""
-    return replace(cluster, gpus=gpus)

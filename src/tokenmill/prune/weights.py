@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tokenmill.core.errors import UsageError, did_you_mean
+from tokenmill.core.errors import UsageError
 from tokenmill.quant.gptq import BLOCK, inverse_factor
 from tokenmill.quant.statistics import InputStatistics
 
@@ -53,13 +53,6 @@ class Pruned:
 
     weight_OI: Tensor
     problem: str = ""
-
-
-def check_method(method: str) -> None:
-    """UsageError for a method that is none of these."""
-    if method not in METHODS:
-        raise UsageError(f"no way to prune weights is named {method!r}{did_you_mean(method, METHODS)}; "
-                         f"known: {', '.join(METHODS)}")  # fmt: skip
 
 
 def prune_matrix(

@@ -72,18 +72,6 @@ class BlobStore:
                 file.write(data)
         return digest
 
-    def add_file(self, source: Path, progress: Progress = silent) -> tuple[str, int]:
-        """Keep a copy of `source`; gives (digest, bytes). Hashes what it writes, so a file that changes cannot lie."""
-        partial = self.partial_path(f"copy:{os.getpid()}:{source}")
-        partial.unlink(missing_ok=True)
-        try:
-            with partial.open("wb") as sink:
-                digest, size = _hash_into(source, progress, f"copying {source.name}", sink.write)
-            self._publish(partial, digest)
-        finally:
-            partial.unlink(missing_ok=True)
-        return digest, size
-
     def partial_path(self, key: str) -> Path:
         """A file to download into: the same for the same `key` (a digest or a URL), so that it can be resumed.
 
@@ -167,17 +155,12 @@ class BlobStore:
 
 def hash_file(path: Path, progress: Progress = silent) -> tuple[str, int]:
     """(``sha256:...``, number of bytes) of a file."""
-    return _hash_into(path, progress, "verifying sha256 digest", lambda chunk: None)
-
-
-def _hash_into(path: Path, progress: Progress, status: str, sink: Callable[[bytes], object]) -> tuple[str, int]:
     state, size, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
-            sink(chunk)
             size += len(chunk)
-            progress(status, None, total, size)
+            progress("verifying sha256 digest", None, total, size)
     return f"sha256:{state.hexdigest()}", size
 
 

@@ -92,32 +92,6 @@ class ChatCompletion(Shape):
     usage: Usage
 
 
-class Delta(Shape):
-    role: Literal["assistant"] = "assistant"
-    content: str = ""
-    refusal: None = None
-    reasoning_content: str = ""
-    reasoning: str = ""
-    tool_calls: Sequence[ToolCall] = ()
-
-
-class ChunkChoice(Shape):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class ChatChunk(Shape):
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
 class TextLogprobs(Shape):
     tokens: list[str]
     token_logprobs: list[float | None]

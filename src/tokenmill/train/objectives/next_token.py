@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from tokenmill.core.allocator import give_back_free_memory
@@ -58,11 +57,3 @@ class NextToken:
         loss = head_loss(model, hidden_TC, batch.labels_T, self.z_loss)
         metrics = {} if self.z_loss == 0.0 else {"z_loss": float(loss.z_loss)}
         return Loss(loss.loss, batch.num_labels, metrics)
-
-
-def document_losses(model: Any, batch: Batch) -> list[float]:
-    """Summed loss of every document of a batch, without a gradient: to find the one that spoils a batch."""
-    with torch.no_grad():
-        hidden_TC = model.hidden(batch.tokens_T, Packed(batch.lengths, batch.tokens_T.device))
-        nll_T = head_loss(model, hidden_TC, batch.labels_T).nll_T
-    return [float(part.sum()) for part in nll_T.split(batch.lengths)]
