@@ -7,8 +7,9 @@ adapter merged in, quantised by GPTQ, AWQ, W8A8 and FP8 in the layouts that vLLM
 with bitsandbytes, and as GGUF files. Our engine goes on with a few prompts; the other program does the same, and is
 then asked how likely our tokens are, one after the other. Shown: the share of tokens before the first that differs, the
 share of places where our token is its likeliest too, and how far the log-probabilities of our tokens are apart. Peers
-compute in bfloat16 (llama.cpp in its own mix), so differences of some hundredths of a nat are the format's, and where
-two tokens are that close either may come first. A folder that a peer's build does not read is noted with its words.
+compute in bfloat16 (llama.cpp in its own mix; vLLM's kernels for 4 bits would round inputs to 8 bits where the machine
+has AMX, and are told not to), so differences of some hundredths of a nat are the format's, and where two tokens are
+that close either may come first. A folder that a peer's build does not read is noted with its words.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ CASES = {
 VLLM = """
 import gc, json, os, sys, traceback
 os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="ERROR",
-    VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind")
+    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_INT4_W4A8="0", VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_CPU_OMP_THREADS_BIND="nobind")
 from vllm import LLM, SamplingParams
 def read(folder, asked, out):
     asked, new = json.load(open(asked)), NEW
