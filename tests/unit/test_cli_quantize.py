@@ -72,15 +72,38 @@ def test_several_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--method", "gptq"], "calibration data is needed"),
+        (["--method", "gptq"], "gptq: calibration data is needed: --data FILE; rtn, fp8, nf4 alone do without"),
+        (["--method", "rtn", "--kv-cache", "fp8"], "rtn with scales of a cache: calibration data is needed"),
+        (["--data", "empty.jsonl"], "there is nothing to learn in empty.jsonl: no rows"),
+        (["--compare", "rtn", "--method", "awq"], "leave the other choices out"),
         (["--method", "gptk", *DATA], "did you mean 'gptq'"),
         (["--compare", "rtn", "--bits", "3"], "leave the other choices out"),
         (["--compare", "rtn:x"], "METHOD:BITS"),
-        (["--method", "rtn", "--text", "missing.txt"], "missing.txt"),
+        (["--method", "rtn", "--text", "missing.txt"], "--text missing.txt: No such file or directory\n"),
+        (["--method", "rtn", "--text", "latin.txt"], "--text latin.txt: byte 3 is no UTF-8 text\n"),
+        (["--method", "rtn", "--out", "latin.txt/x"], "/latin.txt\n"),
         ([*DATA, "--samples", "1"], "too short"),
     ],
 )
 def test_mistakes_are_said(words: list[str], why: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quantize", "model", *words, "--out", "small"]) != 0
+    (place / "empty.jsonl").touch()
+    (place / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    assert main(["quantize", "model", "--out", "small", *words]) != 0
     assert why in capsys.readouterr().err
     assert not (place / "small").exists()
+
+
+def test_stopped_by_hand(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quantize", "model", "--method", "nf4", *DATA, "--out", "small"]
+    with monkeypatch.context() as patched:
+        patched.setattr("tokenmill.evals.quantisation.write_folder", _ctrl_c)
+        assert main(words) == 130
+    assert "goes on from here; .small.quantising has what is done" in capsys.readouterr().err
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "layers were there already" in said.out
+    assert "warning" not in said.err, "blocks of 64 are the format's, and nobody asked for other groups"
+
+
+def _ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import tiny
 from tokenmill.core.errors import ConfigError
+from tokenmill.formats.bitsandbytes import nf4_codes
 from tokenmill.models import load_model
 from tokenmill.nn.context import Packed
 from tokenmill.nn.linear import Linear
@@ -51,6 +52,12 @@ def test_live_bitsandbytes_agrees() -> None:
         assert torch.equal(ours.packed, packed.reshape(-1))
         assert torch.equal(ours.scales, state.absmax)
         assert torch.equal(dequantize(ours), functional.dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("shape", [(150, 120), (48, 48), (5, 7), (3, 128)], ids=str)
+def test_blocks_that_do_not_end_with_a_row_are_codes_too(shape: tuple[int, int]) -> None:
+    packed = quantize(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(nf4_codes(packed).dense(), dequantize(packed))
 
 
 def test_an_all_zero_weight_stays_zero() -> None:

@@ -35,7 +35,7 @@ from tokenmill.quant.gptq import gptq
 from tokenmill.quant.grid import Grid, round_to_nearest
 from tokenmill.quant.mixed import BITS, Unit, choose, measure
 from tokenmill.quant.rescale import best_clips, rescale, sources
-from tokenmill.quant.run import quantise
+from tokenmill.quant.run import quantise, refuse_unfit
 from tokenmill.quant.save import check_folder, write_folder
 from tokenmill.quant.settings import Settings, settings
 from tokenmill.quant.statistics import InputStatistics
@@ -474,9 +474,8 @@ def test_groups_that_do_not_divide_rows(tmp_path: Path) -> None:
     }
     assert sizes[("re:.*mlp.down_proj$",)] == 128
     check_folder(tmp_path / "out", done)
-    done = run(source, settings("rtn", layout="gptq"), tmp_path / "work")
-    with pytest.raises(UsageError, match="--group-size"):
-        write_folder(done, tmp_path / "other", torch.float16)
+    with pytest.raises(UsageError, match="take --group-size 64"):  # before the work, not after it
+        refuse_unfit(load_model(source), settings("rtn", layout="gptq"))
 
 
 def test_divergence_from_itself_is_nothing_and_perplexities_compare(tmp_path: Path) -> None:

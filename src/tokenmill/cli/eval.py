@@ -21,8 +21,8 @@ from tokenmill.cli.eval_reward import EPILOG as REWARD_EPILOG
 from tokenmill.cli.eval_reward import eval_reward
 from tokenmill.cli.eval_tasks import EPILOG as TASKS_EPILOG
 from tokenmill.cli.eval_tasks import eval_tasks
+from tokenmill.cli.inputs import text_of
 from tokenmill.cli.output import Json, PullProgress, emit, step_progress, verb
-from tokenmill.core.errors import UsageError
 
 app = verb()
 
@@ -57,10 +57,7 @@ def ppl(
     as_json: Json = False,
 ) -> None:
     """Perplexity of a text, by windows as llama-perplexity takes them, so that figures compare."""
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {text}: {error}") from None
+    content = text_of("--text", text)
 
     from tokenmill import LLM
     from tokenmill.evals.perplexity import perplexity

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenmill.cli.inputs import text_of
 from tokenmill.cli.output import Json, PullProgress, emit, human_size, note, step_meter
 from tokenmill.core.errors import UsageError
 
@@ -212,10 +213,7 @@ def _importance(wanted: Wanted, opened: Opened, meter: Any) -> ImportanceMatrix 
         return read_imatrix(wanted.imatrix)
     if wanted.calibrate is None:
         return None
-    try:
-        text = wanted.calibrate.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--calibrate {wanted.calibrate}: {error}") from None
+    text = text_of("--calibrate", wanted.calibrate)
     from tokenmill.quant.ggml_imatrix import collect
 
     tokenizer = opened.tokenizer

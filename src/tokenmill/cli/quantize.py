@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenmill.cli.inputs import text_of
 from tokenmill.cli.output import (
     Json,
     PullProgress,
@@ -62,7 +63,7 @@ Examples:
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes, with its report; a new or empty folder.")],
-    method: Method = "gptq",
+    method: Method = None,
     bits: Bits = None,
     bits_budget: BitsBudget = None,
     group_size: GroupSize = None,
@@ -102,17 +103,39 @@ def quantize(
     }
     choices |= {"symmetric": symmetric, "layout": layout, "kv_cache": kv_cache}
     given = {"bits": bits, "group_size": group_size, **choices}
-    if compare is not None and any(value is not None for value in given.values()):
+    if compare is not None and any(value is not None for value in (method, *given.values())):
         raise UsageError("--compare names methods, bits and groups itself; leave the other choices out")
+    method = method or "gptq"
     wanted = _compared(compare) if compare is not None else {method: settings(method, **given)}
     refuse_taken(out)
-    if any(one.calibrated for one in wanted.values()) and not data:
-        raise UsageError("calibration data is needed: --data FILE")
+    _refuse_uncalibrated(wanted, data)
     prepared = _prepare(model, wanted, data or [], samples, seq_len, text, dtype)
-    if compare is not None:
-        _compare(prepared, wanted, out, as_json)
-    else:
-        _quantise(prepared, wanted[method], out, as_json)
+    try:
+        if compare is not None:
+            _compare(prepared, wanted, out, as_json)
+        else:
+            _quantise(prepared, wanted[method], out, as_json)
+    except KeyboardInterrupt:
+        note(f"stopped: the same command goes on from here; {_work(out)} has what is done")
+        raise
+
+
+def _refuse_uncalibrated(wanted: dict[str, Settings], data: list[str] | None) -> None:
+    """UsageError where a method looks at data and there is none."""
+    from tokenmill.quant.settings import METHODS, settings
+
+    if data or not (needing := [(name, one) for name, one in wanted.items() if one.calibrated]):
+        return
+    free = [name for name in METHODS if not settings(name).calibrated]
+    name, one = needing[0]
+    if one.method in free:
+        name += " with scales of a cache" if one.kv_cache is not None else " with a budget of bits"
+    raise UsageError(f"{name}: calibration data is needed: --data FILE; {', '.join(free)} alone do without")
+
+
+def _work(out: Path) -> Path:
+    """The folder of what is not finished."""
+    return out.parent / f".{out.name}.quantising"
 
 
 def _compared(words: str) -> dict[str, Settings]:
@@ -204,11 +227,7 @@ def _windows(tokenizer: Tokenizer, text: Path | None, found: Calibration | None)
 
     if text is None:
         return found.held_out if found is not None else []
-    try:
-        content = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {text}: {error}") from None
-    ids = tokenizer.encode(content, parse_special=False)
+    ids = tokenizer.encode(text_of("--text", text), parse_special=False)
     bos = ids[0] if ids[:1] == [tokenizer.bos_token_id] else None
     if not (windows := windows_of(ids, CTX, bos)):
         raise UsageError(f"--text {text} has {len(ids)} tokens, fewer than one window of {CTX}")
@@ -220,7 +239,7 @@ def _quantise(prepared: _Prepared, settings: Settings, out: Path, as_json: bool)
     from tokenmill.evals.quantisation_page import result_page
     from tokenmill.models.load import model_from_file
 
-    work = out.parent / f".{out.name}.quantising"
+    work = _work(out)
     job = prepared.job(settings)
     model = model_from_file(prepared.file, dtype="float32")
     with step_meter() as meter:
@@ -238,6 +257,8 @@ def _quantise(prepared: _Prepared, settings: Settings, out: Path, as_json: bool)
 
 def _say_smaller_groups(result: Result) -> None:
     wanted, sizes = result.settings.group_size, [layer["group_size"] for layer in result.layers]
+    if wanted <= 0:  # whole rows, or the blocks of a format
+        return
     for size in sorted(set(sizes) - {wanted, -1}):
         alike = f"{sizes.count(size)} of {len(sizes)} layers"
         note(f"warning: groups of {wanted} do not divide the rows of {alike}: these have groups of {size}")
@@ -263,7 +284,7 @@ def _compare(prepared: _Prepared, wanted: dict[str, Settings], out: Path, as_jso
     from tokenmill.models.load import model_from_file
 
     results: list[tuple[str, Result]] = []
-    work = out.parent / f".{out.name}.quantising"
+    work = _work(out)
     for number, (name, settings) in enumerate(wanted.items()):
         model = model_from_file(prepared.file, dtype="float32")
         note(name)

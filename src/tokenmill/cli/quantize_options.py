@@ -8,7 +8,10 @@ import typer
 
 COMPARED = "rtn:4,gptq:4,awq:4,gptq:4:32,awq:4:32,gptq:3:32,gptq:3.5,codebook:3,w8a8"
 
-Method = Annotated[str, typer.Option(metavar="NAME", help="rtn, gptq, awq, codebook, w8a8, llm-int8, fp8 or nf4.")]
+Method = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="rtn, gptq, awq, codebook, w8a8, llm-int8, fp8 or nf4. [default: gptq]"),
+]
 Bits = Annotated[int | None, typer.Option(help="Bits of a weight: 2, 3, 4 or 8. [default: 4 where there is a choice]")]
 BitsBudget = Annotated[
     float | None,

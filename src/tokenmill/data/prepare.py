@@ -100,7 +100,8 @@ def load_splits(
     trained = _dataset(files, train, kind, [source.weight for source in sources], **how)
     trained = _checked(trained, report.train, train, config, tokenizer)
     if len(trained) == 0:
-        raise ConfigError(f"there is nothing to learn in {config.path}: {_why_empty(report)}")
+        named = ", ".join(str(source.path) for source in sources)
+        raise ConfigError(f"there is nothing to learn in {named}: {_why_empty(report)}")
     if kind == "judged" and len(np.unique(other.documents["row"][held_out])) == 1:
         held_out = held_out[:0]  # a judged answer is compared with one to another prompt
     evaluated = _dataset(other, held_out, kind, (), **how)

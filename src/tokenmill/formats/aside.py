@@ -13,9 +13,14 @@ from tokenmill.core.errors import UsageError
 
 
 def refuse_taken(out: Path) -> None:
-    """UsageError where something is at ``out`` that is no empty folder."""
+    """UsageError where something is at ``out`` that is no empty folder, and where no folder can be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already; give a new or empty folder")
+    if out.absolute() == Path.cwd():
+        raise UsageError(f"--out {out} is the folder that you are in; give one of its own")
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"--out {out}: nothing can be written in {there}")
 
 
 def move_into_place(built: Path, out: Path) -> None:

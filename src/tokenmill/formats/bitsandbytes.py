@@ -8,6 +8,7 @@ magnitude of each row) and ``weight_format``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,8 +87,8 @@ class BitsAndBytes:
             return Codes(codes_OI, parts[".SCB"].float()[:, None] / 127, None, 8)
         state = json.loads(bytes(parts[STATE].tolist()))
         rows, columns = state["shape"]
-        if columns % nf4.BLOCK or state["blocksize"] != nf4.BLOCK:
-            raise ValueError(f"NF4 blocks of {state['blocksize']} over rows of {columns} are not supported")
+        if state["blocksize"] != nf4.BLOCK:
+            raise ValueError(f"NF4 blocks of {state['blocksize']} are not supported")
         nested, offset = parts.get(".weight.nested_absmax"), None
         if nested is not None:
             offset = torch.tensor(state["nested_offset"])
@@ -107,10 +108,13 @@ class BitsAndBytes:
 
 
 def nf4_codes(packed: nf4.NF4) -> Codes:
-    """An NF4 matrix whose rows are whole blocks, as codes."""
+    """An NF4 matrix as codes. Blocks are counted through the matrix, so where they do not end with its rows they are
+    cut into groups that do."""
     rows, columns = packed.shape
-    codes_OI = torch.stack((packed.packed >> 4, packed.packed & 15), dim=1).view(rows, columns)
-    scales_OG = nf4.scales_of(packed).view(rows, -1)
+    group = math.gcd(columns, nf4.BLOCK)
+    codes = torch.stack((packed.packed >> 4, packed.packed & 15), dim=1).view(-1)[: rows * columns]
+    scales = nf4.scales_of(packed).repeat_interleave(nf4.BLOCK // group)[: rows * columns // group]
+    codes_OI, scales_OG = codes.view(rows, columns), scales.view(rows, -1)
     return Codes(codes_OI, scales_OG, None, 4, None, nf4.levels(codes_OI.device)[None])
 
 

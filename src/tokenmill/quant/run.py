@@ -30,7 +30,7 @@ from tokenmill.nn.moe import MoE
 from tokenmill.quant.kv_cache import cache_scales
 from tokenmill.quant.layers import LayerRecord, Stored, install, layers_of, quantise_block
 from tokenmill.quant.mixed import chosen_bits
-from tokenmill.quant.settings import Settings
+from tokenmill.quant.settings import Settings, refuse_sizes
 from tokenmill.quant.state import load_block, save_block
 from tokenmill.quant.statistics import LayerStatistics
 
@@ -151,7 +151,7 @@ def _begin(work: Path, settings: Settings, documents: Sequence[Tensor], source: 
     }
     path = work / RUN
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != run:
-        log.info("%s is of another run and begun anew", work)
+        log.warning("%s is of other settings, data or threads, or of another model; it is begun anew", work)
         shutil.rmtree(work)
     if not path.is_file():
         with atomic_write(path) as file:
@@ -165,6 +165,9 @@ def refuse_unfit(model: Model, settings: Settings) -> None:
         raise UsageError(
             f"{model.family.name} stores its weights transposed, and no layout holds such layers quantised"
         )
-    moe = any(isinstance(block.mlp, MoE) for block in model.decoder.layers if isinstance(block, Block))
+    blocks = [block for block in model.decoder.layers if isinstance(block, Block)]
+    rows = {layer.weight.shape[-1] for block in blocks for layer in layers_of(block).values()}
+    refuse_sizes(settings, {settings.grid(torch.float16).fitted(columns).group_size for columns in rows})
+    moe = any(isinstance(block.mlp, MoE) for block in blocks)
     if moe and settings.layout == "bitsandbytes":
         raise UsageError("experts of a mixture are not held by the layout bitsandbytes")

@@ -223,12 +223,7 @@ def layout_for(settings: Settings, grids: Mapping[str, Grid], plain: Iterable[st
     if settings.layout == "squeezellm":
         return SqueezeLLM(settings.bits)
     if settings.layout in ("gptq", "awq"):
-        if len(sizes) > 1:
-            raise UsageError(
-                f"groups of {settings.group_size} do not divide the rows of every layer, and the layout "
-                f"{settings.layout} has one size for all: take --group-size {min(sizes)}, or the layout "
-                "compressed-tensors"
-            )
+        refuse_sizes(settings, sizes)
         size = sizes.pop()
         return AWQ(size) if settings.layout == "awq" else GPTQ(settings.bits, size, settings.symmetric)
     groups = _groups(grids)
@@ -241,6 +236,15 @@ def layout_for(settings: Settings, grids: Mapping[str, Grid], plain: Iterable[st
         act_order="static" if settings.method == "gptq" and settings.act_order else None,
         kv_cache=settings.kv_cache,
     )
+
+
+def refuse_sizes(settings: Settings, sizes: set[int]) -> None:
+    """UsageError where layers have groups of several sizes and the layout has one for all."""
+    if settings.layout in ("gptq", "awq") and len(sizes) > 1:
+        raise UsageError(
+            f"groups of {settings.group_size} do not divide the rows of every layer, and the layout {settings.layout} "
+            f"has one size for all: take --group-size {min(sizes)}, or the layout compressed-tensors"
+        )
 
 
 def _groups(grids: Mapping[str, Grid]) -> tuple[Weights, ...]:
