@@ -23,6 +23,7 @@ from tokenmill.formats.gguf import Planned, Typed, quantize, write_planned
 from tokenmill.formats.gguf.imatrix import ImportanceMatrix, check_fits, read_imatrix
 from tokenmill.models import load_model
 from tokenmill.models.load import load_tokenizer
+from tokenmill.models.weights import file_tensor, slots
 from tokenmill.quant.ggml_imatrix import collect
 from tokenmill.quant.ggml_mix import MIXES, Traits, fitting, mix_named, quantisable, tensor_types
 
@@ -220,6 +221,7 @@ def test_the_command_writes_checks_and_says(folder: Path, tmp_path: Path, capsys
         (["--out", "m.gguf", "--lora", "x", "--type", "Q8_0"], "--type means nothing"),
         (["--out", "m.gguf", "--lora", "x", "--save-imatrix", "y"], "--save-imatrix means nothing"),
         (["--out", "m.gguf", "--type", "F16", "--imatrix", "a"], "importances mean nothing to F16"),
+        (["--out", "m.gguf", "--type", "nearest"], "is for quantised folders"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(
@@ -247,6 +249,38 @@ def test_a_file_that_is_another_model_gets_no_name(
     assert cli.main(["export", "gguf", str(folder), "--out", str(tmp_path / "m.gguf"), "--type", "F16"]) == 1
     assert "nats a token from the original" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "type"),
+    [
+        (["--method", "rtn", "--group-size", "64"], "Q4_0"),
+        (["--method", "rtn", "--bits", "3", "--group-size", "32", "--asymmetric"], "Q4_1"),
+        (["--method", "w8a8", "--smooth", "0"], "Q8_0"),
+    ],
+)
+def test_codes_of_a_folder_are_kept(
+    how: list[str], type: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read by the gguf package, the file has the folder's very numbers; rows of queries and keys in llama's order."""
+    gguf = pytest.importorskip("gguf")
+    small, out = tmp_path / "small", tmp_path / "m.gguf"
+    assert cli.main(["quantize", str(folder), *how, "--out", str(small)]) == 0
+    assert cli.main(["export", "gguf", str(small), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["type"] == type
+    assert said["tensor_types"] == {"F16": 2, "F32": 5, type: 14}
+    model = load_model(small, dtype="float32")
+    parameters = dict(model.decoder.named_parameters())
+    read = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    for slot in slots(model.decoder, model.family.gguf_weights):
+        wanted = file_tensor(model.decoder, slot, [parameters[name].detach() for name in slot.ours])
+        tensor = read[slot.theirs]
+        found = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).view(wanted.shape)
+        # a minimum is rounded to half precision, a sixteenth of a thousandth of the range
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item()), slot.theirs
+        if type != "Q4_1":
+            assert torch.equal(found, wanted), slot.theirs
 
 
 def test_an_adapter_is_put_on_the_model_before_its_file_gets_a_name(

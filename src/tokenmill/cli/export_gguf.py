@@ -34,17 +34,21 @@ _UNITS = {"M": 10**6, "G": 10**9}
 MOST_KL = {"F32": 0.001, "F16": 0.01, "BF16": 0.05, "Q8_0": 0.05}
 """Nats a token that a type may cost before the file is held to be broken; for smaller types `OTHER_KL`."""
 OTHER_KL = 5.0
+DEFAULT = "Q4_K_M"
+Type = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Q4_K_M, Q5_K_M, Q6_K, Q8_0, Q3_K_M, Q2_K, IQ4_NL, F16, BF16, …; nearest: what holds a quantised folder's "
+        "codes. [default: Q4_K_M; of a quantised folder, nearest]",
+    ),
+]
 
 
 def gguf(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; ends in .gguf.")],
-    type: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE", help="Q4_K_M, Q5_K_M, Q6_K, Q8_0, Q3_K_M, Q2_K, IQ4_NL, F16, BF16, … [default: Q4_K_M]"
-        ),
-    ] = None,
+    type: Type = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An importance matrix, of ours or of llama.cpp.")
     ] = None,
@@ -71,7 +75,7 @@ def gguf(
         from tokenmill.cli.export_lora import export_lora
 
         return export_lora(model, lora, out, force, as_json)
-    wanted = Wanted(out, type or "Q4_K_M", imatrix, calibrate, save_imatrix, parse_size(split_size), force)
+    wanted = Wanted(out, type, imatrix, calibrate, save_imatrix, parse_size(split_size), force)
     wanted.check()
     document = export(wanted, open_model(model))
     emit(document, as_json, human_lines(document))
@@ -82,18 +86,25 @@ class Wanted:
     """What was asked for."""
 
     out: Path
-    type: str = "Q4_K_M"
+    type: str | None = None
     imatrix: Path | None = None
     calibrate: Path | None = None
     save_imatrix: Path | None = None
     part_bytes: int | None = None
     force: bool = False
 
+    def mix(self, quantised: bool) -> str:
+        """What is written of a model, ``quantised`` or not."""
+        from tokenmill.quant.ggml_mix import NEAREST, mix_named
+
+        counted = self.imatrix is not None or self.calibrate is not None
+        return mix_named(self.type or (NEAREST if quantised and not counted else DEFAULT))
+
     def check(self) -> None:
         """UsageError for what contradicts itself, before anything long begins."""
         from tokenmill.quant.ggml_mix import mix_named, reads_importance
 
-        mix = mix_named(self.type)
+        mix = mix_named(self.type or DEFAULT)
         check_out(self.out, self.force)
         if self.part_bytes is not None:
             parts = glob.escape(self.out.stem) + "-?????-of-?????.gguf"
@@ -139,12 +150,13 @@ def open_model(name: str) -> Opened:
 def export(wanted: Wanted, opened: Opened) -> dict[str, Any]:
     """Do what was asked for and checked; what ``--json`` prints."""
     from tokenmill.core.checksums import sha256_of
+    from tokenmill.quant.ggml_mix import NEAREST
 
     begin = time.perf_counter()
     with step_meter() as meter:
         importance = _importance(wanted, opened, meter)
         source = opened.source()
-        if source.requantised:
+        if source.requantised and wanted.mix(opened.quantised) != NEAREST:
             note(f"{opened.name} is quantised already ({source.requantised}): what that cost stays, and more is added")
         written, agreement = _write_checked(wanted, opened, source, importance, meter)
     return {
@@ -188,6 +200,13 @@ class Opened:
         return self._tokenizer
 
     @property
+    def quantised(self) -> bool:
+        """Whether it is a folder of codes."""
+        from tokenmill.formats import QuantisedFolder
+
+        return isinstance(self.file, QuantisedFolder)
+
+    @property
     def _is_gguf(self) -> bool:
         from tokenmill.formats import GGUFFile
 
@@ -202,8 +221,8 @@ class Opened:
         if isinstance(self.file, GGUFFile):
             return source_from_gguf(self.file)
         path = Path(self.file.path)
-        was = self.file.layout.name if isinstance(self.file, QuantisedFolder) else None
-        return source_from_model(self.model, self.tokenizer, path, general_keys(path, self.name), was)
+        codes = self.file if isinstance(self.file, QuantisedFolder) else None
+        return source_from_model(self.model, self.tokenizer, path, general_keys(path, self.name), codes)
 
 
 def _importance(wanted: Wanted, opened: Opened, meter: Any) -> ImportanceMatrix | None:
@@ -240,9 +259,8 @@ def _write_checked(
     from tokenmill.evals.handover import agree, check, next_tokens, probe
     from tokenmill.models.load import load_model
     from tokenmill.quant.ggml_export import write_source
-    from tokenmill.quant.ggml_mix import mix_named
 
-    mix, folder = mix_named(wanted.type), wanted.out.parent
+    mix, folder = wanted.mix(opened.quantised), wanted.out.parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{wanted.out.name}.") as aside:
         written = write_source(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.export_gguf import Opened, Wanted, export, human_lines
+from tokenmill.cli.export_gguf import Opened, Type, Wanted, export, human_lines
 from tokenmill.cli.output import Json, PullProgress, emit, note
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SAMPLING |= {"repetition_penalty": "repeat_penalty"}
 def ollama(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; a new or empty folder.")],
-    type: Annotated[str, typer.Option(metavar="TYPE", help="As for export gguf.")] = "Q4_K_M",
+    type: Type = None,
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An importance matrix, of ours or of llama.cpp.")
     ] = None,

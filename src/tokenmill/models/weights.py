@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmill.core.errors import ConfigError, FormatError
+from tokenmill.formats.codes import Codes
 from tokenmill.formats.gguf import GGUFFile
 from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.formats.tensors import TensorFile
@@ -204,7 +205,7 @@ def load_weights(
             continue
         if pack and isinstance(file, GGUFFile) and _pack_slot(model, file, slot, shapes):
             continue
-        if (pack or hold) and isinstance(file, QuantisedFolder) and _hold_slot(model, file, slot, shapes, pack=pack):
+        if (pack or hold) and isinstance(file, QuantisedFolder) and _hold_slot(model, file, slot, pack=pack):
             continue
         # A difference from one is taken in float32: near one, bfloat16 has no digits for it
         read_as = torch.float32 if slot.row.offset else dtype
@@ -233,17 +234,25 @@ def _pack_slot(model: Network, file: GGUFFile, slot: Slot, shapes: dict[str, tor
     return True
 
 
-def _hold_slot(model: Network, file: QuantisedFolder, slot: Slot, shapes: dict[str, torch.Size], *, pack: bool) -> bool:
+def _hold_slot(model: Network, file: QuantisedFolder, slot: Slot, *, pack: bool) -> bool:
     """Put a tensor's codes into the layers they belong to; False where they must be read as numbers."""
-    codes = file.codes(slot.theirs) if slot.expert is None and not slot.row.transposed else None
-    if codes is None:
+    parts = slot_codes(model, file, slot) if slot.expert is None else None
+    if parts is None:
         return False
-    parts = codes.split([shapes[name][0] for name in slot.ours])
     done = [
         put_codes(model, name, part, pack=pack, inputs=file.layout.inputs)
         for name, part in zip(slot.ours, parts, strict=True)
     ]
     return all(done)
+
+
+def slot_codes(model: Network, file: QuantisedFolder, slot: Slot) -> list[Codes] | None:
+    """The codes of the parameters of ours that a tensor of a folder holds, in the order of the slot; None where it is
+    not quantised, or stored transposed."""
+    codes = None if slot.row.transposed else file.codes(slot.theirs)
+    if codes is None or len(slot.ours) == 1:
+        return None if codes is None else [codes]
+    return codes.split([model.get_parameter(name).shape[-2] for name in slot.ours])
 
 
 def slot_parameters(model: Network, file: TensorFile, slot: Slot) -> list[Tensor]:

@@ -19,11 +19,21 @@ from torch import Tensor
 from tokenmill.core.errors import UsageError
 from tokenmill.formats.gguf import GGUFFile, Planned, Typed, write_planned
 from tokenmill.formats.gguf.imatrix import ImportanceMatrix, check_fits
+from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.models.gguf_keys import architecture_keys
 from tokenmill.models.load import Model
 from tokenmill.models.weights import check_plain, file_shapes, file_tensor, slots
 from tokenmill.ops.blocks import encode_blocks
-from tokenmill.quant.ggml_mix import MIXES, Traits, fallbacks, needs_importance, quantisable, tensor_types
+from tokenmill.quant.ggml_codes import FolderCodes
+from tokenmill.quant.ggml_mix import (
+    MIXES,
+    NEAREST,
+    Traits,
+    fallbacks,
+    needs_importance,
+    quantisable,
+    tensor_types,
+)
 from tokenmill.text.gguf_keys import gguf_from_tokenizer
 from tokenmill.text.tokenizer import Tokenizer
 
@@ -54,6 +64,8 @@ class Source:
     """Types of those tensors that the source keeps otherwise than as F32."""
     requantised: str | None = None
     """The type that most of the source is quantised in already."""
+    nearest: Callable[[], Mapping[str, str]] | None = None
+    """Of a source with codes: the types that hold them best, and those of the other tensors."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +108,13 @@ def source_from_gguf(file: GGUFFile) -> Source:
 
 
 def source_from_model(
-    model: Model, tokenizer: Tokenizer, origin: Path, general: Mapping[str, Any] | None = None, was: str | None = None
+    model: Model,
+    tokenizer: Tokenizer,
+    origin: Path,
+    general: Mapping[str, Any] | None = None,
+    quantised: QuantisedFolder | None = None,
 ) -> Source:
-    """A loaded model. ``general``: further ``general.*`` keys. ``was``: what its weights were quantised in."""
+    """A loaded model. ``general``: further ``general.*`` keys. ``quantised``: the folder with its weights' codes."""
     check_plain(model.network)
     network, table = model.decoder, model.family.gguf_weights
     keys, tables = architecture_keys(model, origin)
@@ -114,7 +130,27 @@ def source_from_model(
         return file_tensor(network, slot, [parameters[ours].detach() for ours in slot.ours])
 
     shapes = {name: tuple(table.shape) for name, table in tables.items()} | file_shapes(network, table)
-    return Source(metadata, shapes, load, requantised=was)
+    if quantised is None:
+        return Source(metadata, shapes, load)
+    codes, plain = FolderCodes(model, quantised), _float_type(quantised)
+
+    def nearest() -> Mapping[str, str]:
+        known = {name: codes.type(slot) for name, slot in by_name.items()}
+        return {n: known.get(n) or (plain if quantisable(n, shape) else "F32") for n, shape in shapes.items()}
+
+    def blocks(name: str, type: str) -> Tensor | None:
+        return codes.blocks(by_name[name], type) if name in by_name else None
+
+    return Source(metadata, shapes, load, blocks, requantised=quantised.layout.name, nearest=nearest)
+
+
+def _float_type(file: QuantisedFolder) -> str:
+    """What most of a folder's numbers that are not quantised are kept in."""
+    sizes = dict.fromkeys(("F16", "BF16", "F32"), 0)
+    for info in file.infos().values():
+        if info.type in sizes:
+            sizes[info.type] += info.nbytes
+    return max(sizes, key=lambda kind: sizes[kind])
 
 
 def write_source(
@@ -126,10 +162,16 @@ def write_source(
     part_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write a model in one of `MIXES`. UsageError for a mix that needs importances and has none."""
+    """Write a model in one of `MIXES`, or `NEAREST`. UsageError for a mix that needs importances and has none, and for
+    `NEAREST` of a source without codes."""
     if importance is not None:
         check_fits(importance, source.shapes)
-    types = tensor_types(mix, source.shapes, traits(source, importance is not None), source.stored)
+    if mix != NEAREST:
+        types = tensor_types(mix, source.shapes, traits(source, importance is not None), source.stored)
+    elif source.nearest is not None:
+        types = dict(source.nearest())
+    else:
+        raise UsageError("--type nearest is for quantised folders: there are no codes to keep here")
     if importance is None and needs_importance(mix, types.values()):
         raise UsageError(f"{mix} is no good without an importance matrix: give --imatrix or --calibrate")
     tensors, unimportant = [], []
@@ -141,6 +183,8 @@ def write_source(
                 unimportant.append(name)
         data = partial(_encoded, source, name, types[name], counted)
         tensors.append(Planned(name, shape, types[name], data))
+    short = [] if mix == NEAREST else fallbacks(mix, source.shapes)
+    mix = _most(types) if mix == NEAREST else mix
     metadata = {**source.metadata, **_type_keys(mix, importance)}
     files = write_planned(out, metadata, tensors, part_bytes=part_bytes, progress=progress)
     count = sum(math.prod(shape) for shape in source.shapes.values())
@@ -152,9 +196,15 @@ def write_source(
         8 * sum(tensor.nbytes for tensor in tensors) / max(1, count),
         count,
         sum(file.stat().st_size for file in files),
-        fallbacks(mix, source.shapes),
+        short,
         unimportant,
     )
+
+
+def _most(types: Mapping[str, str]) -> str:
+    """The type that names a file: that of most matrices."""
+    used = [type for type in types.values() if type != "F32"]
+    return max(set(used), key=used.count, default="F32")
 
 
 def traits(source: Source, has_importance: bool) -> Traits:

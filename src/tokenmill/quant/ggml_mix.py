@@ -37,6 +37,8 @@ MIXES: dict[str, tuple[int, str]] = {
     "Q2_K": (10, "Q2_K"),
     "Q2_K_S": (21, "Q2_K"),
 }
+NEAREST = "NEAREST"
+"""Not a mix: what a quantised folder has in codes becomes the type that holds these, and the rest stays in floats."""
 _SHORT = {"Q2_K_M": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 _FLOATS = ("F32", "F16", "BF16")
@@ -61,8 +63,8 @@ def mix_named(name: str) -> str:
     """The mix called `name`, in any case; UsageError names the near ones."""
     found = name.upper()
     found = _SHORT.get(found, found)
-    if found not in MIXES:
-        raise UsageError(f"type {name!r} is not known{did_you_mean(found, MIXES)}; known: {', '.join(MIXES)}")
+    if found not in (*MIXES, NEAREST):
+        raise UsageError(f"type {name!r} is not known{did_you_mean(found, MIXES)}; known: {', '.join(MIXES)}, nearest")
     return found
 
 
@@ -195,8 +197,8 @@ def _output_type(mix: str, default: str, t: Traits) -> str:
 
 
 def reads_importance(mix: str) -> bool:
-    """Whether an importance matrix changes what is written: floats and Q8_0 search for nothing."""
-    return mix not in (*_FLOATS, "Q8_0")
+    """Whether an importance matrix changes what is written: floats, Q8_0 and codes that stay search for nothing."""
+    return mix not in (*_FLOATS, "Q8_0", NEAREST)
 
 
 def needs_importance(mix: str, types: Iterable[str]) -> bool:

@@ -40,9 +40,9 @@ def _inverse(d_N1: Tensor) -> Tensor:
     return torch.where(torch.isfinite(inverse), inverse, 0.0)
 
 
-def _nibbles(q_NV: Tensor) -> Tensor:
-    """The low four bits of 32 codes in 16 bytes: value i and value i + 16 share one."""
-    return (q_NV[:, :16] & 15) | (q_NV[:, 16:] << 4)
+def nibbles(q_NV: Tensor) -> Tensor:
+    """The low four bits of 32 codes [..., 32] in 16 bytes: value i and value i + 16 share one."""
+    return (q_NV[..., :16] & 15) | (q_NV[..., 16:] << 4)
 
 
 def _fifth_bits(q_NV: Tensor) -> Tensor:
@@ -71,22 +71,22 @@ def _affine(x_NV: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 def _q4_0(x_NV: Tensor) -> Tensor:
     scale, q = _symmetric(x_NV, 8)
-    return torch.cat([scale, _nibbles(q)], dim=1)
+    return torch.cat([scale, nibbles(q)], dim=1)
 
 
 def _q4_1(x_NV: Tensor) -> Tensor:
     scale, q = _affine(x_NV, 15)
-    return torch.cat([scale, _nibbles(q)], dim=1)
+    return torch.cat([scale, nibbles(q)], dim=1)
 
 
 def _q5_0(x_NV: Tensor) -> Tensor:
     scale, q = _symmetric(x_NV, 16)
-    return torch.cat([scale, _fifth_bits(q), _nibbles(q)], dim=1)
+    return torch.cat([scale, _fifth_bits(q), nibbles(q)], dim=1)
 
 
 def _q5_1(x_NV: Tensor) -> Tensor:
     scale, q = _affine(x_NV, 31)
-    return torch.cat([scale, _fifth_bits(q), _nibbles(q)], dim=1)
+    return torch.cat([scale, _fifth_bits(q), nibbles(q)], dim=1)
 
 
 def _q8_0(x_NV: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _weighted_legacy(x_NV: Tensor, importance: Tensor, spread_N1: Tensor, type: 
         head = torch.cat([_half(found.scale), _half(-found.least)], dim=1)
         q = (found.inverse * (x_NV - found.start)).round().clamp(0, top)
     codes = q.to(torch.uint8)
-    return torch.cat([head, *([_fifth_bits(codes)] if bits == 5 else []), _nibbles(codes)], dim=1)
+    return torch.cat([head, *([_fifth_bits(codes)] if bits == 5 else []), nibbles(codes)], dim=1)
 
 
 def check_rows(tensor: Tensor, type: str, importance: Tensor | None) -> GGMLType:
