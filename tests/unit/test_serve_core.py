@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -419,12 +420,22 @@ def test_models_named_at_the_start_are_kept_and_their_paths_stay_unsaid(three: S
             await manager.open(name)
         await until(lambda: len(manager.loaded()) == 2)
         assert [model.name for model in manager.loaded()] == ["brief:latest", "tiny-model"]
+        assert manager.resolve("./tiny-model").path == manager.resolve("/elsewhere/tiny-model").path == given[0].path
+        with pytest.raises(StoreError, match="is a path"):
+            manager.resolve("./tiny-model/../brief")
         names = [files.name for files in manager.models()]
         assert sorted(names) == ["brief:latest", "brisk:latest", "copy:latest", "tiny-model", "tiny:latest"]
         await manager.unload("brief:latest")
         await manager.close()
 
     asyncio.run(ask())
+
+
+def test_two_models_of_one_name_are_not_one(three: Store, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "tiny-model", tmp_path / "other" / "tiny-model")
+    given = [three.resolve(str(tmp_path / "tiny-model")), three.resolve(str(tmp_path / "other" / "tiny-model"))]
+    with pytest.raises(UsageError, match="same name"):
+        ModelManager(three, ServerSettings(), models=given)
 
 
 def test_a_model_over_the_memory_limit_is_refused(three: Store) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePath
 
 from tokenmill.core.errors import FormatError, NotFoundError, StoreError, UsageError
 from tokenmill.core.log import get_logger
@@ -61,6 +62,8 @@ class ModelManager:
     ) -> None:
         self.store, self.settings = store, settings
         self.given = {files.name: files for files in map(served, models)}
+        if len(self.given) < len({files.path for files in models}):
+            raise UsageError("two of the models would have the same name here; give their folders or files other names")
         self._observer = observer
         self._entries: dict[Key, Entry] = {}
         self._loads: dict[Key, asyncio.Task[Entry]] = {}
@@ -98,7 +101,13 @@ class ModelManager:
         """The files of a name that a client sent. Reads the store: not for the event loop."""
         if (given := self.given.get(name)) is not None:
             return given
-        reference = parse_reference(name).name
+        parsed = parse_reference(name)
+        if parsed.kind == "path":  # as whoever started the server wrote it; where it leads is not looked at
+            last = PurePath(name)
+            if (given := self.given.get(last.name, self.given.get(last.stem))) is not None:
+                return given
+            return self.store.resolve(name, paths=False)  # which says that a path is none of these names
+        reference = parsed.name
         try:
             return self.store.resolve(name, paths=False)
         except (StoreError, FormatError, OSError) as error:
