@@ -107,7 +107,7 @@ def _peers(found: dict[str, Path], llm: LLM, asked: Sequence[Shape], cores: Core
 def _save_bfloat16(llm: LLM, folder: Path) -> None:
     from tokenmill import load_model
 
-    load_model(llm.files.path, dtype="bfloat16").save(folder)
+    load_model(llm.files.weights(), dtype="bfloat16").save(folder)
 
 
 def _format(llm: LLM) -> str:

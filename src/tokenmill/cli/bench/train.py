@@ -56,7 +56,7 @@ def train(
     results = []
     with tempfile.TemporaryDirectory(prefix="tokenmill-bench-") as folder:
         with PullProgress() as pulled:
-            path = Store().resolve(model, pull=True, progress=pulled).path
+            path = Store().resolve(model, pull=True, progress=pulled).weights()
         load_model(path, dtype=dtype).save(Path(folder))
         with step_progress("methods") as progress:
             for number, name in enumerate(methods):
