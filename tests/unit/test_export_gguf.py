@@ -26,6 +26,9 @@ from tokenmill.models.load import load_tokenizer
 from tokenmill.models.weights import file_tensor, slots
 from tokenmill.quant.ggml_imatrix import collect
 from tokenmill.quant.ggml_mix import MIXES, Traits, fitting, mix_named, quantisable, tensor_types
+from tokenmill.quant.run import quantise
+from tokenmill.quant.save import write_folder
+from tokenmill.quant.settings import settings
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -254,18 +257,20 @@ def test_a_file_that_is_another_model_gets_no_name(
 @pytest.mark.parametrize(
     ("how", "type"),
     [
-        (["--method", "rtn", "--group-size", "64"], "Q4_0"),
-        (["--method", "rtn", "--bits", "3", "--group-size", "32", "--asymmetric"], "Q4_1"),
-        (["--method", "w8a8", "--smooth", "0"], "Q8_0"),
+        ({"method": "rtn", "group_size": 64}, "Q4_0"),
+        ({"method": "rtn", "bits": 3, "group_size": 32, "symmetric": False}, "Q4_1"),
+        ({"method": "w8a8", "smooth": 0.0}, "Q8_0"),
     ],
 )
 def test_codes_of_a_folder_are_kept(
-    how: list[str], type: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: dict[str, Any], type: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Read by the gguf package, the file has the folder's very numbers; rows of queries and keys in llama's order."""
     gguf = pytest.importorskip("gguf")
     small, out = tmp_path / "small", tmp_path / "m.gguf"
-    assert cli.main(["quantize", str(folder), *how, "--out", str(small)]) == 0
+    done = quantise(load_model(folder, dtype="float32"), settings(**how), [], tmp_path / "work", source="wide")
+    write_folder(done, small, torch.float16)
+    load_tokenizer(folder).save(small)
     assert cli.main(["export", "gguf", str(small), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["type"] == type
