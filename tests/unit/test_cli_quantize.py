@@ -10,6 +10,8 @@ import pytest
 
 from fakes.tiny_llm import tiny_folder
 from tokenmill.cli.app import main
+from tokenmill.core.checksums import check_sums
+from tokenmill.models import load_tokenizer
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ DATA = ["--data", "chats.jsonl", "--seq-len", "64"]
 
 
 def test_a_folder_with_its_reports(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "model/README.md").write_text("---\nlicense: mit\n---\n")
     words = ["quantize", "model", "--group-size", "32", *DATA, "--out", "small", "--json"]
     assert main(words) == 0
     told = last_line(capsys)
@@ -39,6 +42,12 @@ def test_a_folder_with_its_reports(place: Path, capsys: pytest.CaptureFixture[st
     assert json.loads((place / "small/quantization_report.json").read_text()) == told
     assert "Error by layer" in (place / "small/quantization_report.html").read_text()
     assert not list(place.glob(".small*")), "the working folder is gone"
+    check_sums(place / "small")
+    card = (place / "small/README.md").read_text()
+    assert "license: mit" in card
+    assert f"| weight_bits | {told['weight_bits']:.6g} |" in card
+    ends = json.loads((place / "small/generation_config.json").read_text())["eos_token_id"]
+    assert load_tokenizer("small").id_to_token(ends if isinstance(ends, int) else ends[0]), "where programs stop"
     assert main(words) == 2
     assert "new or empty" in capsys.readouterr().err
 

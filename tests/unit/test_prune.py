@@ -15,6 +15,7 @@ import tokenmill
 from fakes.tiny_llm import tiny_folder
 from tiny import FAMILIES, PROMPTS, packed, write
 from tokenmill.cli.app import main
+from tokenmill.core.checksums import check_sums
 from tokenmill.core.errors import ConfigError, UsageError
 from tokenmill.formats.aside import built_aside
 from tokenmill.models.load import Model
@@ -201,6 +202,8 @@ def test_the_command_writes_a_model_and_says_what_it_lost(place, capsys, monkeyp
     first = [*words, "--method", "wanda", "--sparsity", "2:4", "--out", str(place / "sparse")]
     monkeypatch.setattr(sys, "argv", ["tokenmill", *first])
     assert main(first) == 0
+    check_sums(Path(first[-1]))
+    assert "### pruning report" in (Path(first[-1]) / "README.md").read_text()
     document = json.loads(capsys.readouterr().out)
     assert document["zeros"] == 0.5
     assert document["measured"]["kl"] > 0

@@ -69,6 +69,7 @@ def _fold(model: str, adapter: list[Path], out: Path, dtype: str | None, as_json
     from tokenmill.formats import open_tensors
     from tokenmill.formats.aside import built_aside
     from tokenmill.llm import put_adapters, tokenizer_with_adapters
+    from tokenmill.models.generation import generation_config
     from tokenmill.models.load import model_from_file
 
     check_kinds(adapter)
@@ -79,8 +80,10 @@ def _fold(model: str, adapter: list[Path], out: Path, dtype: str | None, as_json
     merged = model_from_file(file, device="cpu", dtype=dtype or "auto")
     put_adapters(merged, adapter)
     with built_aside(out) as folder:
+        tokenizer = tokenizer_with_adapters(file, adapter)
+        merged.generation_config = generation_config(merged.generation_config, tokenizer)
         merged.save(folder)
-        tokenizer_with_adapters(file, adapter).save(folder)
+        tokenizer.save(folder)
     stored = str(merged.network.dtype).removeprefix("torch.")
     document = {"model": model, "adapters": [str(path) for path in adapter], "out": str(out), "dtype": stored}
     emit(document, as_json, f"merged {', '.join(map(str, adapter))} into {model}: {out} ({stored})")
@@ -90,6 +93,7 @@ def _blend(names: list[str], out: Path, method: str, given: dict[str, Any], dtyp
     from tokenmill.formats.aside import built_aside
     from tokenmill.formats.hf_folder import write_hf_folder
     from tokenmill.models.blend import Member, Recipe, blended, check_flags
+    from tokenmill.models.generation import generation_config
     from tokenmill.models.load import tokenizer_from_file
 
     check_flags(method, given)
@@ -107,8 +111,10 @@ def _blend(names: list[str], out: Path, method: str, given: dict[str, Any], dtyp
         first = members[0]
         stored = str(number_format or first.dtype).removeprefix("torch.")
         config = {key: value for key, value in first.config.items() if key != "torch_dtype"} | {"dtype": stored}
-        write_hf_folder(folder, config, tensors, generation_config=first.generation_config or None)
-        tokenizer_from_file(first.file).save(folder)
+        tokenizer = tokenizer_from_file(first.file)
+        ends = generation_config(first.generation_config, tokenizer)
+        write_hf_folder(folder, config, tensors, generation_config=ends)
+        tokenizer.save(folder)
     document = {"models": names, "base": given["base"], "method": method, "out": str(out), "dtype": stored}
     emit(document, as_json, f"merged {', '.join(names)} by {method}: {out} ({stored})")
 

@@ -13,7 +13,9 @@ from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
 from tokenmill.store import Store
 
 if TYPE_CHECKING:
+    from tokenmill.evals.export_folder import Wanted
     from tokenmill.evals.pruning import Job, Result
+    from tokenmill.formats import TensorFile
     from tokenmill.text.tokenizer import Tokenizer
 
 app = verb()
@@ -61,6 +63,7 @@ def prune(
     import torch
 
     from tokenmill.data.calibration import Calibration, calibration
+    from tokenmill.evals.export_folder import Wanted
     from tokenmill.evals.pruning import run_job
     from tokenmill.formats import open_tensors
     from tokenmill.formats.aside import refuse_taken
@@ -79,7 +82,7 @@ def prune(
         result = run_job(job, original, known.documents, known.held_out, progress)
     document = {"model": model, "out": str(out), "data": None if data is None else str(data), **result.document()}
     result.model.network.to(stored_dtype(file) or torch.float32)  # measured in float32, kept as the original is
-    _write(out, model, tokenizer, result, document)
+    _write(Wanted(model, Path(file.path), out), file, tokenizer, result, document)
     emit(document, as_json, _text(out, result))
 
 
@@ -115,16 +118,23 @@ def _data(path: Path) -> Any:
     return DataConfig(path=str(path))
 
 
-def _write(out: Path, source: str, tokenizer: Tokenizer, result: Result, document: dict[str, Any]) -> None:
+def _write(wanted: Wanted, file: TensorFile, tokenizer: Tokenizer, result: Result, document: dict[str, Any]) -> None:
+    from tokenmill.core.checksums import write_sums
     from tokenmill.core.html import write_page
+    from tokenmill.evals.export_folder import card_of
     from tokenmill.evals.pruning import PAGE, REPORT, page
     from tokenmill.formats.aside import built_aside
+    from tokenmill.models.generation import generation_config
 
-    with built_aside(out) as folder:
+    with built_aside(wanted.out) as folder:
+        result.model.generation_config = generation_config(result.model.generation_config, tokenizer)
         result.model.save(folder)
         tokenizer.save(folder)
         (folder / REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        write_page(folder / PAGE, page(source, result, command_line()))
+        write_page(folder / PAGE, page(wanted.name, result, command_line()))
+        card = card_of(wanted, file, result.model, tokenizer, {"pruning report": document})
+        (folder / "README.md").write_text(card.text(), encoding="utf-8")
+        write_sums(folder)
 
 
 def _text(out: Path, result: Result) -> str:

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenmill.data.calibration import Calibration
+    from tokenmill.evals.model_card import Card
     from tokenmill.evals.quantisation import Job, Result
     from tokenmill.formats import TensorFile
+    from tokenmill.models.load import Model
     from tokenmill.quant.settings import Settings
     from tokenmill.text.tokenizer import Tokenizer
 
@@ -245,14 +247,27 @@ def _quantise(prepared: _Prepared, settings: Settings, out: Path, as_json: bool)
     with step_meter() as meter:
         quantised, result = run_job(job, model, work, meter)
     _say_smaller_groups(result)
-    built = write_result(job, quantised, work, out, prepared.tokenizer.save)
+    built = write_result(job, quantised, work, prepared.tokenizer)
+    card = _card(prepared, model, result, out)
     del quantised, model
     result.speed = {"speed here": _speed(built), "the original's": _speed(Path(prepared.file.path))}
     result.nbytes = sum(f.stat().st_size for f in built.glob("*.safetensors"))
     document = {"model": prepared.name, "out": str(out), "original_bytes": prepared.original_bytes, **result.document()}
     page = result_page(prepared.name, result, prepared.original_bytes, command_line())
-    finish(built, work, out, document, page)
+    finish(built, work, out, document, page, card)
     emit(document, as_json, _table(prepared.name, result, prepared.original_bytes, out))
+
+
+def _card(prepared: _Prepared, model: Model, result: Result, out: Path) -> Card:
+    """The folder's card, without the figures."""
+    from dataclasses import replace
+
+    from tokenmill.evals.export_folder import Wanted, card_of
+
+    wanted = Wanted(prepared.name, Path(prepared.file.path), out)
+    card = card_of(wanted, prepared.file, model, prepared.tokenizer, {})
+    settings = result.settings
+    return replace(card, dtype=f"{result.weight_bits:.3g} bits a weight by {settings.method} ({settings.layout})")
 
 
 def _say_smaller_groups(result: Result) -> None:

@@ -24,6 +24,7 @@ from tokenmill.evals.model_card import REPORTS, Card, last_evaluation, read_resu
 from tokenmill.formats import QuantisedFolder, TensorFile, open_tensors
 from tokenmill.formats.aside import built_aside
 from tokenmill.formats.gguf import GGUFFile
+from tokenmill.models.generation import generation_config
 from tokenmill.models.load import Model, load_model, stored_dtype, tokenizer_from_file
 from tokenmill.nn.cost import parameters
 from tokenmill.quant.ggml_card import general_keys
@@ -70,7 +71,7 @@ def export_folder(wanted: Wanted, file: TensorFile, model: Model, tokenizer: Tok
     if wanted.vllm:
         check_vllm(model, wanted.name)
     before_TV = next_tokens(model.decoder, probe(tokenizer))
-    model.generation_config = generation_config(model, tokenizer)
+    model.generation_config = generation_config(model.generation_config, tokenizer)
     with built_aside(wanted.out) as folder:
         if isinstance(file, QuantisedFolder):
             _copy_weights(wanted.path, folder, model.generation_config)
@@ -85,17 +86,6 @@ def export_folder(wanted: Wanted, file: TensorFile, model: Model, tokenizer: Tok
         size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
     document = {"model": wanted.name, "out": str(wanted.out), "size": size, "dtype": card.dtype, "check_kl": kl}
     return document | {"license": card.license} | ({"serve": serve_command(wanted, model)} if wanted.vllm else {})
-
-
-def generation_config(model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The model's own, with the ids that begin, end and pad a text where it does not say them."""
-    ends = sorted(tokenizer.eos_token_ids)
-    known = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return {key: value for key, value in known.items() if value is not None} | model.generation_config
 
 
 def check_vllm(model: Model, name: str) -> None:

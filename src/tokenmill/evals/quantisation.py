@@ -13,14 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenmill.core.checksums import write_sums
 from tokenmill.core.paths import atomic_write
 from tokenmill.evals.divergence import Divergence, Original
+from tokenmill.evals.model_card import Card
 from tokenmill.formats.aside import move_into_place
+from tokenmill.models.generation import generation_config
 from tokenmill.models.load import Model
 from tokenmill.quant.layers import LayerRecord
 from tokenmill.quant.run import Quantised, quantise, refuse_unfit
 from tokenmill.quant.save import check_folder, write_folder
 from tokenmill.quant.settings import Settings
+from tokenmill.text.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]
 DOCUMENT, PAGE = "quantization_report.json", "quantization_report.html"
@@ -132,19 +136,24 @@ def _count(record: str, quantised: Quantised) -> int:
     return codes.shape[0] * codes.shape[1]
 
 
-def write_result(job: Job, quantised: Quantised, work: Path, out: Path, save_tokenizer: Callable[[Path], None]) -> Path:
+def write_result(job: Job, quantised: Quantised, work: Path, tokenizer: Tokenizer) -> Path:
     """Build the folder aside and read it back; returns it, still in ``work``."""
     built = work / "model"
     shutil.rmtree(built, ignore_errors=True)
+    model = quantised.model
+    model.generation_config = generation_config(model.generation_config, tokenizer)
     write_folder(quantised, built, job.dtype)
-    save_tokenizer(built)
+    tokenizer.save(built)
     check_folder(built, quantised)
     return built
 
 
-def finish(built: Path, work: Path, out: Path, document: dict[str, Any], page: str) -> None:
-    """Put the reports into the folder, rename it into place, and remove the working folder."""
+def finish(built: Path, work: Path, out: Path, document: dict[str, Any], page: str, card: Card) -> None:
+    """Put reports, card and checksums into the folder, rename it into place, and remove the working folder."""
     write_report(built, document, page)
+    card.figures[Path(DOCUMENT).stem.replace("_", " ")] = document
+    (built / "README.md").write_text(card.text(), encoding="utf-8")
+    write_sums(built)
     move_into_place(built, out)
     shutil.rmtree(work, ignore_errors=True)
 

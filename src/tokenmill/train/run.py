@@ -28,6 +28,7 @@ from tokenmill.data.loader import Collate, Loader
 from tokenmill.data.prepare import Progress
 from tokenmill.data.taught import RECORD, CollateTaught
 from tokenmill.models import load_model
+from tokenmill.models.generation import generation_config
 from tokenmill.models.load import Model
 from tokenmill.models.resize import grow_vocabulary
 from tokenmill.models.scorer import add_score_head
@@ -359,6 +360,8 @@ def export(plan: Plan, model: Model, folder: Path) -> Path:
         if plan.recipe.adapter.new_tokens:
             plan.tokenizer.save(folder)
         return folder
+    if model.family.task == "CAUSAL_LM":
+        model.generation_config = generation_config(model.generation_config, plan.tokenizer)
     model.save(folder)
     plan.tokenizer.save(folder)
     return folder
