@@ -59,6 +59,16 @@ def test_errors_become_messages_and_statuses(
     assert captured.out == ""
 
 
+def test_what_is_gone_is_said_before_what_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOKENMILL_HOME", str(tmp_path))
+    left = ["one"]
+    monkeypatch.setattr("tokenmill.store.Store.remove", lambda self, name: left.remove(name))
+    assert cli.main(["rm", "one", "two"]) == 1
+    assert capsys.readouterr().out == "deleted 'one'\n"
+
+
 def test_a_bug_of_ours_is_called_one(
     verb: Callable[[Callable[[], None]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from tokenmill.core.errors import TokenmillError
 from tokenmill.formats import write_gguf, write_hf_folder
 from tokenmill.models.describe import describe
@@ -62,6 +63,30 @@ def test_packed_weights_are_not_counted(tmp_path: Path) -> None:
     write_hf_folder(tmp_path / "m", config, [("w", torch.ones(4, 8, dtype=torch.int32))])
     seen = describe(tmp_path / "m")
     assert (seen.parameters, seen.quantization) == (None, "gptq")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "awq, 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True}, "bitsandbytes, 8 bits"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"a": {"weights": {"num_bits": 3}}, "b": {"weights": {"num_bits": 8}}, "c": {}},
+            },
+            "compressed-tensors, 3 to 8 bits",
+        ),
+    ],
+)
+def test_packed_weights_are_counted_by_the_shape_of_the_model(
+    tmp_path: Path, asked: dict[str, object], said: str
+) -> None:
+    folder = tiny.write(tiny.FAMILIES["llama"], tmp_path / "m")
+    plain = describe(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": asked}))
+    assert (describe(folder).parameters, describe(folder).quantization) == (plain.parameters, said)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -254,6 +254,10 @@ def test_errors_have_openais_shape(client: openai.OpenAI, base: str) -> None:
     long = refused(client, messages=[{"role": "user", "content": "the cat " * 600}])
     assert long["code"] == "context_length_exceeded"
     assert "512" in long["message"]
+    for empty in (b"", b"[]", b'"text"'):
+        answered = httpx.post(f"{base}/v1/completions", content=empty, headers={"content-type": "application/json"})
+        assert answered.status_code == 400
+        assert answered.json()["error"]["message"] == "the body has to be a JSON object"
     broken = httpx.post(f"{base}/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
     assert broken.status_code == 400
     assert "JSON" in broken.json()["error"]["message"]

@@ -609,3 +609,5 @@ def test_push_hands_over_every_layer(store: Store, sources: FakeSources, tmp_pat
     assert {GGUF, b"hi"} <= set(sources.uploaded[0][2])
     with pytest.raises(NotFoundError):
         store.push("absent")
+    with pytest.raises(NotFoundError, match=r"\./absent: no such folder"):
+        store.push("./absent", "hf:me/absent")

@@ -26,4 +26,6 @@ def rm(
     store = Store()
     for name in names:
         store.remove(name)
-    emit({"status": "success", "removed": names}, as_json, "\n".join(f"deleted {name!r}" for name in names))
+        if not as_json:  # at once: where the next one is not there, it has to be seen that this one is gone
+            emit(None, False, f"deleted {name!r}")
+    emit({"status": "success", "removed": names}, as_json, "")

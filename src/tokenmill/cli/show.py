@@ -107,7 +107,7 @@ def _groups(files: ModelFiles, description: Description, verbose: bool) -> dict[
             ("source", files.source),
             ("file", str(files.path)),
             ("size", human_size(files.size)),
-            *([("sha256", files.digest)] if files.digest else []),
+            *([("digest", files.digest)] if files.digest else []),
         ],
     }
     if verbose:

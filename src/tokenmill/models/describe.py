@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenmill.core.errors import TokenmillError
 from tokenmill.formats.gguf import GGUFFile
 from tokenmill.formats.hf_folder import HFFolder
 from tokenmill.formats.tensors import TensorInfo
+from tokenmill.models.load import read_any_config
+from tokenmill.nn.cost import parameters
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Description:
     context_length: int | None
     embedding_length: int | None
     quantization: str
-    """GGUF's file type (``Q4_1``), a checkpoint's method (``gptq``), or the type of most weights (``BF16``)."""
+    """GGUF's file type (``Q4_1``), a checkpoint's layout (``gptq, 4 bits``), or the type of most weights (``BF16``)."""
     template: str | None
     metadata: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...]
@@ -68,19 +71,41 @@ def _describe_folder(path: Path) -> Description:
     folder = HFFolder(path)
     config, tensors = folder.config, tuple(folder.infos().values())
     text = config.get("text_config", config)
-    method = config.get("quantization_config", {}).get("quant_method")
+    quantised = config.get("quantization_config") or {}
     return Description(
         format="safetensors",
         architecture=str(config.get("model_type", "unknown")),
         # packed weights hold several parameters in a number, so their count would be wrong
-        parameters=None if method else sum(math.prod(tensor.shape) for tensor in tensors),
+        parameters=_by_shape(config) if quantised else sum(math.prod(tensor.shape) for tensor in tensors),
         context_length=text.get("max_position_embeddings") or text.get("n_positions"),
         embedding_length=text.get("hidden_size") or text.get("n_embd"),
-        quantization=method or _main_type(tensors),
+        quantization=_method(quantised) or _main_type(tensors),
         template=_folder_template(path),
         metadata=config,
         tensors=tensors,
     )
+
+
+def _by_shape(config: Mapping[str, Any]) -> int | None:
+    """Parameters of a model by its configuration; None for one that tokenmill does not know."""
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    try:
+        return parameters(read_any_config(plain, "config.json")[1])
+    except TokenmillError:
+        return None
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    """Layout and bits of a quantised folder: ``gptq, 4 bits``; ``compressed-tensors, 3 to 8 bits``."""
+    groups = config.get("config_groups")
+    weights = [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) else []
+    found = {config.get(key) for key in ("bits", "wbits", "w_bit")} | {group.get("num_bits") for group in weights}
+    found |= {number for number in (4, 8) if config.get(f"load_in_{number}bit")}
+    bits = sorted(number for number in found if isinstance(number, int))
+    name = str(config.get("quant_method") or "")
+    if not name or not bits:
+        return name
+    return f"{name}, {bits[0]} bits" if len(bits) == 1 else f"{name}, {bits[0]} to {bits[-1]} bits"
 
 
 def _file_type(value: object) -> str | None:

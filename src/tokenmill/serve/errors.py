@@ -94,6 +94,8 @@ def _problem(found: dict[str, Any]) -> tuple[str, str]:
         return "", f"the body is not JSON: {found.get('ctx', {}).get('error', 'it breaks off')}"
     if found["type"] == "refused":  # a protocol's own check, which names the field itself
         return ".".join([*where, found["ctx"]["param"]]), found["ctx"]["why"]
+    if not where and found["type"] in ("missing", "model_attributes_type"):
+        return "", "the body has to be a JSON object"
     message = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
         message = "this field is not supported"

@@ -165,6 +165,8 @@ class Store:
             from tokenmill.store.sources import hf_push  # brings httpx and huggingface_hub
 
             return hf_push.push_folder(parse_reference(destination), Path(name), progress or silent)
+        if parse_reference(name).kind == "path" and not Path(name).exists():
+            raise NotFoundError(f"{name}: no such folder")
         stored = self._find(parse_reference(name))
         if stored is None:
             raise NotFoundError(
