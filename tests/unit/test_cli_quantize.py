@@ -48,6 +48,9 @@ def test_a_folder_with_its_reports(place: Path, capsys: pytest.CaptureFixture[st
     assert f"| weight_bits | {told['weight_bits']:.6g} |" in card
     ends = json.loads((place / "small/generation_config.json").read_text())["eos_token_id"]
     assert load_tokenizer("small").id_to_token(ends if isinstance(ends, int) else ends[0]), "where programs stop"
+    assert main(["export", "hf", "small", "--out", "handed", "--json"]) == 0
+    assert last_line(capsys)["dtype"] == "compressed-tensors, 4 bits"
+    assert "license: mit" in (place / "handed/README.md").read_text()
     assert main(words) == 2
     assert "new or empty" in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from tokenmill.evals.model_card import REPORTS, Card, last_evaluation, read_resu
 from tokenmill.formats import QuantisedFolder, TensorFile, open_tensors
 from tokenmill.formats.aside import built_aside
 from tokenmill.formats.gguf import GGUFFile
+from tokenmill.models.describe import describe
 from tokenmill.models.generation import generation_config
 from tokenmill.models.load import Model, load_model, stored_dtype, tokenizer_from_file
 from tokenmill.nn.cost import parameters
@@ -138,6 +139,8 @@ def card_of(
             figures[name.removesuffix(".json").replace("_", " ")] = read_result(wanted.path / name)
     config = None if run is None else (run / "config.yaml").read_text(encoding="utf-8")
     stored = str(getattr(model.network, "dtype", torch.float32)).removeprefix("torch.")
+    if isinstance(file, QuantisedFolder):  # what is computed with here is not what lies in the file
+        stored = describe(wanted.path).quantization
     return Card(
         title=wanted.out.absolute().name,
         family=model.family.name,
