@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,20 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import tiny
+from fakes.tiny_llm import tiny_folder
 from texts import corpus, training_text
 from tokenmill.adapt.folder import load_adapter
 from tokenmill.adapt.gguf import gguf_of_adapter
 from tokenmill.core.errors import ConfigError, FormatError
+from tokenmill.evals.perplexity import perplexity
 from tokenmill.formats import GGUFFile, Typed, write_gguf
 from tokenmill.formats.gguf import dequantize
 from tokenmill.models import load_model
-from tokenmill.models.gguf_keys import architecture_keys
+from tokenmill.models.gguf_keys import ARCHITECTURE, architecture_keys
 from tokenmill.models.load import load_tokenizer
 from tokenmill.nn.context import Packed
 from tokenmill.ops.blocks import encode_blocks
-from tokenmill.quant.ggml_export import source_from_gguf, source_from_model, write_source
+from tokenmill.quant.ggml_export import WITHOUT_WINDOWS, source_from_gguf, source_from_model, write_source
 from tokenmill.text.gguf import tokenizer_from_gguf
 from tokenmill.text.gguf_keys import gguf_from_tokenizer
 from tokenmill.text.tokenizer import Tokenizer
@@ -148,6 +153,43 @@ def test_a_tokenizer_that_gguf_cannot_describe_is_refused() -> None:
     words = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="a")), origin="here")
     with pytest.raises(FormatError, match="WordLevel"):
         gguf_from_tokenizer(words, 9, Path("here"))
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_windows_that_llama_cpp_passes_over_are_told(name: str, tmp_path: Path) -> None:
+    folder = tiny.write(CONFIGS[name] | {"vocab_size": 300}, tmp_path / "hf")
+    source = source_from_model(load_model(folder, dtype="float32"), byte_level(290), folder)
+    written = write_source(source, tmp_path / "m.gguf", "F32")
+    assert written.window == (CONFIGS[name]["sliding_window"] if name == "mistral" else None)
+
+
+TOOLS = os.environ.get("TOKENMILL_LLAMA_TOOLS")
+"""A folder with llama-perplexity."""
+
+
+@pytest.mark.skipif(not TOOLS, reason="TOKENMILL_LLAMA_TOOLS names no folder of llama.cpp's programs")
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
+    """Perplexity of a text in both, by the same windows; what is left are its tables of GELU in 16 bits."""
+    folder = tiny_folder(tmp_path / "hf")
+    ids = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": None}
+    long = "n_positions" if name == "gpt2" else "max_position_embeddings"
+    config = CONFIGS[name] | ids | {long: max(512, CONFIGS[name].get(long, 0))}
+    if ARCHITECTURE[config["model_type"]] in WITHOUT_WINDOWS and "sliding_window" in config:
+        config |= {"sliding_window": None}
+    (folder / "model.safetensors").unlink()
+    tiny.write(config, folder)
+    text, tokenizer = "the cat sat on the mat and the dog sat on the log. hello there. " * 40, load_tokenizer(folder)
+    (tmp_path / "text").write_text(text)
+    model = load_model(folder, dtype="float32")
+    write_source(source_from_model(model, tokenizer, folder), tmp_path / "m.gguf", "F32")
+    words = [f"{TOOLS}/llama-perplexity", "-m", tmp_path / "m.gguf", "-f", tmp_path / "text", "-c", "128", "-t", "1"]
+    said = subprocess.run([*words, "-ctk", "f32", "-ctv", "f32"], capture_output=True, text=True, check=True)
+    found = re.search(r"Final estimate: PPL = ([\d.]+)", said.stdout + said.stderr)
+    token_ids = tokenizer.encode(text)
+    ours = perplexity(model.decoder, token_ids, ctx=128, byte_lengths=[1] * len(token_ids))
+    assert found is not None
+    assert float(found[1]) == pytest.approx(ours.ppl, rel=1e-3)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -159,6 +159,11 @@ def export(wanted: Wanted, opened: Opened) -> dict[str, Any]:
         if source.requantised and wanted.mix(opened.quantised) != NEAREST:
             note(f"{opened.name} is quantised already ({source.requantised}): what that cost stays, and more is added")
         written, agreement = _write_checked(wanted, opened, source, importance, meter)
+    if written.window is not None:
+        note(
+            f"warning: llama.cpp has no sliding windows for {opened.name}'s architecture: beyond {written.window} "
+            "tokens of context it computes another model"
+        )
     return {
         "model": opened.name,
         "out": [str(path) for path in written.files],
@@ -170,6 +175,7 @@ def export(wanted: Wanted, opened: Opened) -> dict[str, Any]:
         "tensor_types": written.types,
         "fallbacks": written.fallbacks,
         "without_importance": written.unimportant,
+        "same_up_to_tokens": written.window,
         "check": agreement,
         "seconds": time.perf_counter() - begin,
     }

@@ -39,6 +39,8 @@ from tokenmill.text.tokenizer import Tokenizer
 
 QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION: the layouts of blocks that this is written with."""
+WITHOUT_WINDOWS = ("llama", "phi3", "starcoder2")
+"""Architectures whose sliding windows llama.cpp does not compute: there all tokens attend to all before them."""
 _NOT_TAKEN_OVER = (
     "split.no",
     "split.count",
@@ -85,6 +87,8 @@ class Written:
     """Matrices with another type than the mix's, for their rows do not divide into its blocks."""
     unimportant: list[str]
     """Matrices that the importance matrix given says nothing of."""
+    window: int | None = None
+    """Of a model with a sliding window that llama.cpp passes over: up to so many tokens both compute the same."""
 
 
 def source_from_gguf(file: GGUFFile) -> Source:
@@ -198,7 +202,14 @@ def write_source(
         sum(file.stat().st_size for file in files),
         short,
         unimportant,
+        _unseen_window(source.metadata),
     )
+
+
+def _unseen_window(metadata: Mapping[str, Any]) -> int | None:
+    architecture = _plain(metadata.get("general.architecture"))
+    window = _plain(metadata.get(f"{architecture}.attention.sliding_window"))
+    return window if architecture in WITHOUT_WINDOWS and isinstance(window, int) and window > 0 else None
 
 
 def _most(types: Mapping[str, str]) -> str:
