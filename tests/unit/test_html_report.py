@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmill.core.html import Mark, Series, line_chart, render_page, write_page
-from tokenmill.core.html.charts import COLUMNS, figure_text, smoothed, thinned
+from tokenmill.core.html.charts import COLOURS, COLUMNS, figure_text, smoothed, thinned
 
 HOSTILE = "</svg><script>alert(1)</script>\"'&"
 
@@ -62,6 +62,14 @@ def test_any_numbers_make_a_chart_inside_its_frame(points: list[tuple[float, flo
 def test_a_number_that_is_none_leaves_a_gap() -> None:
     chart = line_chart("t", [Series("a", [(1, 1.0), (2, 2.0), (3, math.nan), (4, 1.0), (5, 2.0)])])
     assert paths(chart)[0].count("M") == 2
+
+
+@pytest.mark.parametrize("count", [2, COLOURS, COLOURS + 1, 2 * COLOURS + 1])
+def test_every_curve_is_in_the_legend_and_a_lone_point_is_seen(count: int) -> None:
+    page = str(line_chart("c", [Series(f"kind{n}", [(1.0, n + 1.0)]) for n in range(count)]))
+    assert page.count("</i>kind") == page.count('class="dot"') == count
+    assert ('class="c0 again"></i>' in page) == (count > COLOURS), "a colour that comes again is dashed"
+    assert '<i class="' not in str(line_chart("c", [Series("alone", [(1.0, 2.0)])]))
 
 
 def test_a_spike_of_one_step_is_kept() -> None:

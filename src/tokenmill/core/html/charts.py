@@ -59,10 +59,10 @@ def line_chart(
     parts = [*frame.axes(x_label), *frame.marks(marks)]
     colours = _colours(kept)
     for colour, s in zip(colours, series, strict=True):
-        parts.append(f'<g class="c{colour}"><path{_faint(s)} d="{frame.path(s.points)}"/></g>')
+        parts.append(f'<g class="{_colour(colour)}"><path{_drawn(s)} d="{frame.path(s.points)}"/></g>')
     parts += frame.readings(kept)
     legend = [
-        f'<span><i class="c{c}"></i>{escape(s.name)}</span>'
+        f'<span><i class="{_colour(c)}"></i>{escape(s.name)}</span>'
         for c, s in zip(colours, kept, strict=True)
         if not s.faint and colours[-1] > 0
     ]
@@ -99,17 +99,25 @@ def _drawable(y: float, log: bool) -> bool:
     return math.isfinite(y) and (not log or y > 0)
 
 
-def _faint(series: Series) -> str:
-    return ' class="faint"' if series.faint else ""
+def _drawn(series: Series) -> str:
+    """A faint curve is thin, a lone point a dot that can be seen."""
+    if series.faint:
+        return ' class="faint"'
+    return ' class="dot"' if len(series.points) == 1 else ""
 
 
 def _colours(series: Sequence[Series]) -> list[int]:
-    """A faint curve has the colour of the full one after it: it is the same thing."""
+    """Numbers of curves; a faint one has that of the full one after it: it is the same thing."""
     colours, next_colour = [], 0
     for s in series:
-        colours.append(next_colour % COLOURS)
+        colours.append(next_colour)
         next_colour += not s.faint
     return colours
+
+
+def _colour(number: int) -> str:
+    """Style classes of a curve: where colours are used up they come again, dashed."""
+    return f"c{number % COLOURS} again" if number // COLOURS % 2 else f"c{number % COLOURS}"
 
 
 @dataclass(frozen=True)
