@@ -72,6 +72,12 @@ def test_every_curve_is_in_the_legend_and_a_lone_point_is_seen(count: int) -> No
     assert '<i class="' not in str(line_chart("c", [Series("alone", [(1.0, 2.0)])]))
 
 
+def test_decades_are_told_by_powers_of_ten() -> None:
+    page = str(line_chart("c", [Series("kl", [(0.0, 0.0014), (1.0, 0.45)])], log=True))
+    assert ">0.01</text>" in page
+    assert ">0.1</text>" in page
+
+
 def test_a_spike_of_one_step_is_kept() -> None:
     points = [(float(x), 50.0 if x == 31_415 else 1.0 + x % 2) for x in range(100_000)]
     kept = thinned(points, 0, 99_999)

@@ -238,4 +238,4 @@ def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(low), math.ceil(high) + 1)
     ticks = [10.0**p * f for p in powers if p % stride == 0 for f in factors]
     ticks = [t for t in ticks if low <= math.log10(t) <= high]
-    return ticks if len(ticks) > 2 else round_ticks(10**low, 10**high, 4)
+    return ticks if len(ticks) > 2 or high - low >= 2 else round_ticks(10**low, 10**high, 4)
