@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,13 +19,15 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 import tiny
 from fakes.tiny_llm import tiny_folder
 from texts import corpus, training_text
+from tokenmill.adapt import adapt, save_adapter
 from tokenmill.adapt.folder import load_adapter
 from tokenmill.adapt.gguf import gguf_of_adapter
+from tokenmill.config.parts import AdapterConfig
 from tokenmill.core.errors import ConfigError, FormatError
 from tokenmill.evals.perplexity import perplexity
 from tokenmill.formats import GGUFFile, Typed, write_gguf
 from tokenmill.formats.gguf import dequantize
-from tokenmill.models import load_model
+from tokenmill.models import Model, load_model
 from tokenmill.models.gguf_keys import ARCHITECTURE, architecture_keys
 from tokenmill.models.load import load_tokenizer
 from tokenmill.nn.context import Packed
@@ -167,7 +170,25 @@ TOOLS = os.environ.get("TOKENMILL_LLAMA_TOOLS")
 """A folder with llama-perplexity."""
 
 
-@pytest.mark.skipif(not TOOLS, reason="TOKENMILL_LLAMA_TOOLS names no folder of llama.cpp's programs")
+def perplexities(model: Model, tokenizer: Tokenizer, folder: Path, *more: object) -> tuple[float, float]:
+    """Of a text by llama-perplexity, from ``m.gguf``, and by us, from the model; by the same windows."""
+    text = "the cat sat on the mat and the dog sat on the log. hello there. " * 40
+    (folder / "text").write_text(text)
+    words = [f"{TOOLS}/llama-perplexity", "-m", folder / "m.gguf", "-f", folder / "text", "-c", "128", "-t", "1"]
+    found = None
+    for _ in range(5):  # its log is cut off now and then
+        run = subprocess.run([*words, "-ctk", "f32", "-ctv", "f32", *more], capture_output=True, text=True, check=True)
+        if (found := re.search(r"Final estimate: PPL = ([\d.]+)", run.stdout + run.stderr)) is not None:
+            break
+    assert found is not None
+    token_ids = tokenizer.encode(text)
+    return float(found[1]), perplexity(model.decoder, token_ids, ctx=128, byte_lengths=[1] * len(token_ids)).ppl
+
+
+needs_llama_cpp = pytest.mark.skipif(not TOOLS, reason="TOKENMILL_LLAMA_TOOLS names no folder of its programs")
+
+
+@needs_llama_cpp
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
     """Perplexity of a text in both, by the same windows; what is left are its tables of GELU in 16 bits."""
@@ -179,20 +200,31 @@ def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
         config |= {"sliding_window": None}
     (folder / "model.safetensors").unlink()
     tiny.write(config, folder)
-    text, tokenizer = "the cat sat on the mat and the dog sat on the log. hello there. " * 40, load_tokenizer(folder)
-    (tmp_path / "text").write_text(text)
-    model = load_model(folder, dtype="float32")
+    model, tokenizer = load_model(folder, dtype="float32"), load_tokenizer(folder)
     write_source(source_from_model(model, tokenizer, folder), tmp_path / "m.gguf", "F32")
-    words = [f"{TOOLS}/llama-perplexity", "-m", tmp_path / "m.gguf", "-f", tmp_path / "text", "-c", "128", "-t", "1"]
-    found = None
-    for _ in range(5):  # its log is cut off now and then
-        said = subprocess.run([*words, "-ctk", "f32", "-ctv", "f32"], capture_output=True, text=True, check=True)
-        if (found := re.search(r"Final estimate: PPL = ([\d.]+)", said.stdout + said.stderr)) is not None:
-            break
-    token_ids = tokenizer.encode(text)
-    ours = perplexity(model.decoder, token_ids, ctx=128, byte_lengths=[1] * len(token_ids))
-    assert found is not None
-    assert float(found[1]) == pytest.approx(ours.ppl, rel=1e-3)
+    theirs, ours = perplexities(model, tokenizer, tmp_path)
+    assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+@needs_llama_cpp
+def test_llama_cpp_applies_an_adapter_alike(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text()) | {"attention_bias": False, "mlp_bias": False}
+    (folder / "model.safetensors").unlink()
+    tiny.write(config, folder)
+    model, tokenizer = load_model(folder, dtype="float32"), load_tokenizer(folder)
+    write_source(source_from_model(model, tokenizer, folder), tmp_path / "m.gguf", "F32")
+    plain_ppl = perplexities(model, tokenizer, tmp_path)[1]
+    adapt(model, AdapterConfig(rank=2))
+    for number, (name, parameter) in enumerate(model.network.named_parameters()):
+        if ".adapters." in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+    save_adapter(model, tmp_path / "lora")
+    keys, tensors = gguf_of_adapter(load_model(folder, dtype="float32"), tmp_path / "lora")
+    write_gguf(tmp_path / "lora.gguf", keys, tensors)
+    theirs, ours = perplexities(model, tokenizer, tmp_path, "--lora", tmp_path / "lora.gguf")
+    assert theirs == pytest.approx(ours, rel=1e-3)
+    assert abs(ours / plain_ppl - 1) > 0.01
 
 
 @pytest.mark.parametrize("rslora", [False, True])
