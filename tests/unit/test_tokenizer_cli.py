@@ -103,6 +103,18 @@ def test_the_cut_that_is_drawn_is_the_text() -> None:
         assert "".join(tokens_of(tokenizer, LINES[0])) == LINES[0]
 
 
+def test_a_folder_keeps_nothing_of_the_tokenizer_before(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tokenizer", "train", "a.jsonl", "--vocab-size", "300", "--out"]
+    assert main([*words, "tok"]) == 0
+    assert load_tokenizer("./tok").chat_templates
+    assert main([*words, "tok", "--chat-template", "none"]) == 0
+    assert not load_tokenizer("./tok").chat_templates
+    Path("model").mkdir()
+    Path("model/tokenizer.json").write_text("{}")
+    assert main([*words, "model"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
 def test_an_even_share_is_taken_of_too_much_text(corpus: Path) -> None:
     whole = Texts(["a.jsonl"])
     assert list(whole) == LINES

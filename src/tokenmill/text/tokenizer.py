@@ -212,7 +212,8 @@ class Tokenizer:
         return self._backend
 
     def save(self, folder: Path) -> None:
-        """Write a folder that transformers and this package load: tokenizer, its configuration, chat templates."""
+        """Write a folder that transformers and this package load: tokenizer, its configuration, chat templates. Templates
+        of another tokenizer that was there before go."""
         folder = Path(folder)
         config = {
             **self._settings,
@@ -230,6 +231,9 @@ class Tokenizer:
         for name, text in files.items():
             with atomic_write(folder / name) as file:
                 file.write(text.encode())
+        for old in (folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")):
+            if old.relative_to(folder).as_posix() not in files:
+                old.unlink(missing_ok=True)
 
     def _named(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -24,6 +24,7 @@ Examples:
   tokenmill tokenizer train curated/ --vocab-size 16384 --out tok
   tokenmill tokenizer train a.jsonl b.parquet --kind unigram --out tok --chat-template none
 """
+RECORD = "training.json"
 MEASURED = 1 << 20
 """Bytes of the texts, spread over all of them, that the new tokenizer is measured on."""
 
@@ -69,9 +70,12 @@ def train(
 ) -> None:
     """Train a tokenizer and write it as tokenizer.json with tokenizer_config.json and its chat template."""
     from tokenmill.data.texts import Texts
+    from tokenmill.formats.aside import refuse_taken
     from tokenmill.text.train import TokenizerSpec, train_tokenizer
     from tokenmill.text.train.build import MOST_BYTES
 
+    if not (out / RECORD).is_file():  # one of these is trained anew; a model's own is not to be lost
+        refuse_taken(out)
     template, turns = _template(chat_template or ("none" if kind == "wordpiece" else "chatml"))
     spec = TokenizerSpec(
         kind=kind,
@@ -99,7 +103,7 @@ def train(
     sample = Texts(data, text_field=text_field, most_bytes=MEASURED)
     document = _document(spec, trained, texts, sample, out, seconds)
     trained.save(out)
-    with atomic_write(out / "training.json") as file:
+    with atomic_write(out / RECORD) as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
     if texts.broken:
         note(f"{texts.broken} rows could not be read or have no text")
