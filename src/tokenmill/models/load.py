@@ -18,7 +18,7 @@ from tokenmill.core.device import pick_device, pick_dtype
 from tokenmill.core.errors import ConfigError, FormatError, did_you_mean
 from tokenmill.formats import open_tensors
 from tokenmill.formats.gguf import GGUFFile
-from tokenmill.formats.hf_folder import HFFolder, write_hf_folder
+from tokenmill.formats.hf_folder import CONFIG, HFFolder, write_hf_folder
 from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.formats.tensors import TensorFile
 from tokenmill.models import (
@@ -265,7 +265,10 @@ def stored_dtype(file: TensorFile) -> torch.dtype | None:
 
 
 def load_tokenizer(model: str | Path, *, store: Store | None = None) -> Tokenizer:
-    """The tokenizer of a store name, folder or GGUF file."""
+    """The tokenizer of a store name, folder or GGUF file; also of a folder that holds nothing else."""
+    alone = Path(model)
+    if (alone / "tokenizer.json").is_file() and not (alone / CONFIG).exists():
+        model = alone
     path = model if isinstance(model, Path) else (store or Store()).resolve(model).path
     if not path.is_dir():
         return tokenizer_from_file(open_tensors(path))

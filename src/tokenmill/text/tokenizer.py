@@ -212,8 +212,8 @@ class Tokenizer:
         return self._backend
 
     def save(self, folder: Path) -> None:
-        """Write a folder that transformers and this package load: tokenizer, its configuration, chat templates. Templates
-        of another tokenizer that was there before go."""
+        """Write a folder that transformers and this package load: tokenizer, its configuration, chat templates.
+        Templates of another tokenizer that was there before go."""
         folder = Path(folder)
         config = {
             **self._settings,
