@@ -399,6 +399,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     assert [r.asdict() for r in whole.records] == [r.asdict() for r in again.records]
     assert run(source, settings("awq", group_size=64), tmp_path / "work").resumed == 0
+    (tmp_path / "work" / "run.json").unlink()  # layers that nobody knows the run of
+    assert run(source, settings("awq", group_size=64), tmp_path / "work").resumed == 0
 
 
 def test_unfit_calibration_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -36,7 +35,7 @@ from tokenmill.quant.statistics import LayerStatistics
 
 log = get_logger(__name__)
 Progress = Callable[[int, int], None]
-RUN = "run.json"
+RUN, BITS = "run.json", "bits.json"
 
 
 @dataclass
@@ -86,7 +85,7 @@ def quantise(
     losses: dict[str, float] = {}
     if settings.budget is not None:
         bits, losses = chosen_bits(
-            decoder, documents, settings.grid(dtype), settings.budget, settings.bits, work / "bits.json"
+            decoder, documents, settings.grid(dtype), settings.budget, settings.bits, work / BITS
         )
     result = Quantised(model, settings, {}, [], len(done), losses)
     blocks = walk(decoder, documents) if settings.calibrated else _bare(decoder)
@@ -150,10 +149,13 @@ def _begin(work: Path, settings: Settings, documents: Sequence[Tensor], source: 
         "threads": torch.get_num_threads(),
     }
     path = work / RUN
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != run:
-        log.warning("%s is of other settings, data or threads, or of another model; it is begun anew", work)
-        shutil.rmtree(work)
-    if not path.is_file():
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if known != run:
+        if known is not None:
+            log.warning("%s is of other settings, data or threads, or of another model; it is begun anew", work)
+        # Before this run is named: whatever a kill leaves here must not be taken for its own
+        for stale in [*work.glob("layer-*.safetensors"), work / BITS]:
+            stale.unlink(missing_ok=True)
         with atomic_write(path) as file:
             file.write(json.dumps(run, indent=1).encode())
     return {int(found.stem.rpartition("-")[2]) for found in work.glob("layer-*.safetensors")}
