@@ -28,6 +28,12 @@ inline void fetch_tile(const uint16_t* tile, int64_t stride) {
   for (int i = 0; i < 16; i++) _mm_prefetch(reinterpret_cast<const char*>(tile + stride * i), _MM_HINT_T0);
 }
 
+/// Two vectors as bfloat16, rounded to nearest (ties away from zero), side by side in each lane.
+inline u32x16 bf16_pairs(f32x16 even, f32x16 odd) {
+  const u32x16 half = u32x16{} + 0x8000u;
+  return (as_bits(even) + half) >> 16 | ((as_bits(odd) + half) & 0xffff0000u);
+}
+
 /// A panel as B tiles: [Kp / 32] tiles of 16 pairs of k x 16 rows x 2.
 template <Kind KIND>
 inline void panel_to_tiles(const Weight& w, const uint8_t* panel, uint16_t* out) {
@@ -35,15 +41,9 @@ inline void panel_to_tiles(const Weight& w, const uint8_t* panel, uint16_t* out)
     std::memcpy(out, panel, w.code_bytes());
   } else {
     f32x16 even;
-    dequantise_panel<KIND>(w, panel, [&](int64_t k, f32x16 v) {
-      if (k % 2 == 0) {
-        even = v;
-        return;
-      }
-      // Round both to bfloat16, the even one into the low half of each lane
-      const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-      const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v));
-      _mm512_storeu_si512(out + (k / 2) * 32, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    dequantise_panel<KIND, false>(w, panel, [&](int64_t k, f32x16 v) {
+      if (k % 2 == 0) even = v;
+      else store(out + (k / 2) * 32, bf16_pairs(even, v));
     });
   }
 }

@@ -84,11 +84,14 @@ inline void write_cache(const Cache& c, int64_t slot, const float* k, const floa
   }
 }
 
-/// Scores of M rows of queries (row stride `ldq`) with the 16 keys of one panel; int8 still without its scales.
+/// Scores of M rows of queries (row stride `ldq`) with the 16 keys of one panel; int8 still without its scales. Few rows
+/// have two sums each: a core begins two products every cycle, and each takes four.
 template <CacheType TYPE, int M>
 inline void key_scores(const uint8_t* panel, const float* q, int64_t ldq, int64_t d, f32x16 (&out)[M]) {
+  constexpr int sums = M <= 4 ? 2 : 1;
+  f32x16 odd_out[M];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; m++) out[m] = splat(0.0f);
+  for (int m = 0; m < M; m++) out[m] = odd_out[m] = splat(0.0f);
   for (int64_t i = 0; i < d; i += 2) {
     f32x16 even, odd;
     if constexpr (TYPE == CacheType::BF16) {
@@ -101,30 +104,56 @@ inline void key_scores(const uint8_t* panel, const float* q, int64_t ldq, int64_
       even = load<f32x16>(panel + i * 64), odd = load<f32x16>(panel + i * 64 + 64);
     }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-      out[m] = fma(odd, splat(q[m * ldq + i + 1]), fma(even, splat(q[m * ldq + i]), out[m]));
+    for (int m = 0; m < M; m++) {
+      out[m] = fma(even, splat(q[m * ldq + i]), out[m]);
+      f32x16& other = sums == 2 ? odd_out[m] : out[m];
+      other = fma(odd, splat(q[m * ldq + i + 1]), other);
+    }
+  }
+  if constexpr (sums == 2)
+    for (int m = 0; m < M; m++) out[m] += odd_out[m];
+}
+
+/// out[M][F times 16 features] += weights[M][n keys] times the values from `position` on (n even unless it ends the tile).
+template <CacheType TYPE, int M, int F>
+inline void add_values(const uint8_t* values, int64_t d, int64_t feature, const float* p, int64_t ldp, int64_t n,
+                       f32x16 (&out)[M][F]) {
+  for (int64_t j = 0; j < n; j += 2) {
+#pragma GCC unroll 4
+    for (int f = 0; f < F; f++) {
+      const int64_t at = feature + 16 * f;
+      f32x16 even, odd;
+      if constexpr (TYPE == CacheType::BF16) {
+        const u32x16 pair = load<u32x16>(values + (j * d + at * 2) * 2);
+        even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
+      } else if constexpr (TYPE == CacheType::I8) {
+        const int8_t* codes = reinterpret_cast<const int8_t*>(values) + j * d + at;
+        even = from_i8(codes), odd = from_i8(codes + d);
+      } else {
+        even = load<f32x16>(values + (j * d + at) * 4), odd = load<f32x16>(values + ((j + 1) * d + at) * 4);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++)
+        out[m][f] = fma(odd, splat(p[m * ldp + j + 1]), fma(even, splat(p[m * ldp + j]), out[m][f]));
+    }
   }
 }
 
-/// out[M][16 features] += weights[M][n keys] times the values from `position` on (n even unless it ends the tile).
-template <CacheType TYPE, int M>
-inline void add_values(const uint8_t* values, int64_t d, int64_t feature, const float* p, int64_t ldp, int64_t n,
-                       f32x16 (&out)[M]) {
-  for (int64_t j = 0; j < n; j += 2) {
-    f32x16 even, odd;
-    if constexpr (TYPE == CacheType::BF16) {
-      const u32x16 pair = load<u32x16>(values + (j * d + feature * 2) * 2);
-      even = as_float(pair << 16), odd = as_float(pair & 0xffff0000u);
-    } else if constexpr (TYPE == CacheType::I8) {
-      const int8_t* codes = reinterpret_cast<const int8_t*>(values) + j * d + feature;
-      even = from_i8(codes), odd = from_i8(codes + d);
-    } else {
-      even = load<f32x16>(values + (j * d + feature) * 4), odd = load<f32x16>(values + ((j + 1) * d + feature) * 4);
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-      out[m] = fma(odd, splat(p[m * ldp + j + 1]), fma(even, splat(p[m * ldp + j]), out[m]));
-  }
+/// The same where out lies in memory, M rows of stride `ldo`.
+template <CacheType TYPE, int M, int F>
+inline void weigh(const uint8_t* values, int64_t d, int64_t feature, const float* p, int64_t ldp, float* out, int64_t ldo) {
+  f32x16 v[M][F];
+  for (int m = 0; m < M; m++)
+    for (int f = 0; f < F; f++) v[m][f] = load<f32x16>(out + m * ldo + feature + 16 * f);
+  add_values<TYPE, M, F>(values, d, feature, p, ldp, 32, v);
+  for (int m = 0; m < M; m++)
+    for (int f = 0; f < F; f++) store(out + m * ldo + feature + 16 * f, v[m][f]);
+}
+
+/// Asks for the 32 positions of a block half, keys or values, before they are needed: a core asks memory for more than
+/// the pages that it reads just now, so one row does not wait for each of them.
+inline void fetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 inline f32x16 finish_scores(f32x16 s, const AttentionShape& shape, int64_t position, int64_t low, int64_t high) {
@@ -160,34 +189,41 @@ inline const uint8_t* clean_tail(const uint8_t* values, int64_t d, int64_t n, in
   return copy;
 }
 
+/// Calls `f` with 4 as a template argument for every four of `count`, then with what is left.
+template <class F>
+inline void in_fours(int64_t count, F&& f) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) f.template operator()<4>(i);
+  if (count - i == 3) f.template operator()<3>(i);
+  if (count - i == 2) f.template operator()<2>(i);
+  if (count - i == 1) f.template operator()<1>(i);
+}
+
 /// G queries of one row and one key head over the keys [from, to); `from` and the split size are multiples of 32.
-/// out[G][D] = sum of e^(score - max) * value, with max[G] and sum[G]: whoever merges the splits divides.
+/// out[G][D] = sum of e^(score - max) * value, with max[G] and sum[G]: whoever merges the splits divides. `next`: the
+/// key head that comes after this one over the same keys, or -1.
 template <CacheType TYPE>
 void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
-                   int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
-  const int64_t d = c.head_dim, groups = shape.heads / c.heads, count = (to - from + 31) / 32 * 32;
+                   int64_t next, int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
+  const int64_t d = c.head_dim, groups = shape.heads / c.heads, count = (to - from + 31) / 32 * 32, bytes = d * element(c);
   const int64_t low = shape.window ? std::max<int64_t>(0, s.length - shape.window) : 0;
   float* p = scratch;                                                      // [G, count]
   uint8_t* copy = reinterpret_cast<uint8_t*>(scratch + groups * count);  // 32 values
-  const auto scores = [&]<int M>(int64_t g) {
-    for (int64_t at = from; at < to; at += 16) {
-      const int64_t j = at % c.block_size;
+  for (int64_t at = from; at < to; at += 16) {
+    const int64_t j = at % c.block_size;
+    const View here = view(c, s, at, head);
+    fetch(here.values + j * bytes, 16 * bytes);
+    in_fours(groups, [&]<int M>(int64_t g) {
       f32x16 v[M];
-      const uint8_t* keys = view(c, s, at, head).keys;
-      key_scores<TYPE, M>(keys + j * d * element(c), q + g * d, d, d, v);
+      key_scores<TYPE, M>(here.keys + j * bytes, q + g * d, d, d, v);
       if constexpr (TYPE == CacheType::I8)
-        for (int m = 0; m < M; m++) v[m] *= scales_of(c, keys, j);
+        for (int m = 0; m < M; m++) v[m] *= scales_of(c, here.keys, j);
       for (int m = 0; m < M; m++) store(p + (g + m) * count + at - from, finish_scores(v[m], shape, at, low, to));
-    }
-    if ((to - from + 15) / 16 % 2)
-      for (int m = 0; m < M; m++) store(p + (g + m) * count + count - 16, splat(minus_infinity));
-  };
-  int64_t g = 0;
-  for (; g + 4 <= groups; g += 4) scores.template operator()<4>(g);
-  if (groups - g == 3) scores.template operator()<3>(g);
-  if (groups - g == 2) scores.template operator()<2>(g);
-  if (groups - g == 1) scores.template operator()<1>(g);
-  for (g = 0; g < groups; g++) {
+    });
+  }
+  if ((to - from + 15) / 16 % 2)
+    for (int64_t g = 0; g < groups; g++) store(p + g * count + count - 16, splat(minus_infinity));
+  for (int64_t g = 0; g < groups; g++) {
     f32x16 largest = splat(minus_infinity), total = splat(0.0f);
     for (int64_t i = 0; i < count; i += 16) largest = max(largest, load<f32x16>(p + g * count + i));
     const float top = max(largest), shift = top == minus_infinity ? 0.0f : top;
@@ -207,30 +243,26 @@ void attend_row_of(const Cache& c, const AttentionShape& shape, const Sequence& 
     sum_out[g] = sum(total);
   }
   std::memset(out, 0, groups * d * sizeof(float));
-  const auto weigh = [&]<int M>(int64_t first, const uint8_t* values, int64_t at) {
-    for (int64_t i = 0; i < d; i += 16) {
-      f32x16 v[M];
-      for (int m = 0; m < M; m++) v[m] = load<f32x16>(out + (first + m) * d + i);
-      add_values<TYPE, M>(values, d, i, p + first * count + at - from, count, 32, v);
-      for (int m = 0; m < M; m++) store(out + (first + m) * d + i, v[m]);
-    }
-  };
   for (int64_t at = from; at < to; at += 32) {
-    const uint8_t* values = view(c, s, at, head).values + at % c.block_size * d * element(c);
+    const int64_t j = at % c.block_size;
+    if (next >= 0) fetch(view(c, s, at, next).keys + j * bytes, 32 * bytes);
+    const uint8_t* values = view(c, s, at, head).values + j * bytes;
     values = clean_tail<TYPE>(values, d, std::min<int64_t>(32, to - at), 32, copy);
-    for (g = 0; g + 4 <= groups; g += 4) weigh.template operator()<4>(g, values, at);
-    if (groups - g == 3) weigh.template operator()<3>(g, values, at);
-    if (groups - g == 2) weigh.template operator()<2>(g, values, at);
-    if (groups - g == 1) weigh.template operator()<1>(g, values, at);
+    in_fours(groups, [&]<int M>(int64_t g) {
+      const float* weights = p + g * count + at - from;
+      int64_t i = 0;
+      for (; i + 64 <= d; i += 64) weigh<TYPE, M, 4>(values, d, i, weights, count, out + g * d, d);
+      for (; i < d; i += 16) weigh<TYPE, M, 1>(values, d, i, weights, count, out + g * d, d);
+    });
   }
 }
 
 inline void attend_row(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
-                       int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
+                       int64_t next, int64_t from, int64_t to, float* out, float* max_out, float* sum_out, float* scratch) {
   const auto of = c.type == CacheType::BF16 ? attend_row_of<CacheType::BF16>
                   : c.type == CacheType::I8 ? attend_row_of<CacheType::I8>
                                             : attend_row_of<CacheType::F32>;
-  of(c, shape, s, q, head, from, to, out, max_out, sum_out, scratch);
+  of(c, shape, s, q, head, next, from, to, out, max_out, sum_out, scratch);
 }
 
 constexpr int64_t key_tile = 64, row_tile = 64;
@@ -302,16 +334,11 @@ void attend_tile_of(const Cache& c, const AttentionShape& shape, const Sequence&
     for (int64_t j = 0; j < key_tile && at + j < end; j += 32) {
       const uint8_t* values = view(c, s, at + j, key_head).values + (at + j) % c.block_size * d * element(c);
       values = clean_tail<TYPE>(values, d, std::min<int64_t>(32, end - at - j), 32, copy);
-      const auto weigh = [&]<int M>(int64_t r, int64_t i) {
-        f32x16 v[M];
-        for (int m = 0; m < M; m++) v[m] = load<f32x16>(out + (r + m) * d + i);
-        add_values<TYPE, M>(values, d, i, p + r * key_tile + j, key_tile, 32, v);
-        for (int m = 0; m < M; m++) store(out + (r + m) * d + i, v[m]);
-      };
+      const float* weights = p + j;
       for (int64_t i = 0; i < d; i += 16) {
         int64_t r = 0;
-        for (; r + 8 <= rows; r += 8) weigh.template operator()<8>(r, i);
-        for (; r < rows; r++) weigh.template operator()<1>(r, i);
+        for (; r + 8 <= rows; r += 8) weigh<TYPE, 8, 1>(values, d, i, weights + r * key_tile, key_tile, out + r * d, d);
+        for (; r < rows; r++) weigh<TYPE, 1, 1>(values, d, i, weights + r * key_tile, key_tile, out + r * d, d);
       }
     }
   }

@@ -4,45 +4,54 @@
 
 namespace tokenmill::ISA_NAMESPACE {
 
-/// scores[rows of 16][key_tile] = queries [rows, D] times the keys of `panels` panels.
-inline void tile_scores(const uint16_t* queries, int64_t d, int64_t row_tiles, const uint8_t* const* panels, int64_t count,
+/// Tiles 0 to 3, two times two, += tiles 4 and 5 times tiles 6 and 7 of rows `a` (16 apart: `a + down`) and two columns.
+inline void multiply_tiles(const uint16_t* a, int64_t lda, int64_t down, const void* left, const void* right, int64_t ldb) {
+  _tile_loadd(4, a, lda * 2);
+  _tile_loadd(6, left, ldb);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, right, ldb);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(5, a + down, lda * 2);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+/// scores[rows of 32][key_tile] = queries [rows, D] times the keys of an even number of panels.
+inline void tile_scores(const uint16_t* queries, int64_t d, int64_t rows, const uint8_t* const* panels, int64_t count,
                         float* scores) {
-  for (int64_t r = 0; r < row_tiles; r++)
+  for (int64_t r = 0; r < rows; r += 32)
     for (int64_t j = 0; j < count; j += 2) {
-      const bool pair = j + 1 < count;
       _tile_zero(0);
       _tile_zero(1);
-      for (int64_t s = 0; s < d / 32; s++) {
-        _tile_loadd(4, queries + r * 16 * d + s * 32, d * 2);
-        _tile_loadd(6, panels[j] + s * 1024, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if (pair) {
-          _tile_loadd(7, panels[j + 1] + s * 1024, 64);
-          _tile_dpbf16ps(1, 4, 7);
-        }
-      }
-      _tile_stored(0, scores + r * 16 * key_tile + j * 16, key_tile * 4);
-      if (pair) _tile_stored(1, scores + r * 16 * key_tile + j * 16 + 16, key_tile * 4);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t s = 0; s < d / 32; s++)
+        multiply_tiles(queries + r * d + s * 32, d, 16 * d, panels[j] + s * 1024, panels[j + 1] + s * 1024, 64);
+      float* to = scores + r * key_tile + j * 16;
+      _tile_stored(0, to, key_tile * 4);
+      _tile_stored(1, to + 16, key_tile * 4);
+      _tile_stored(2, to + 16 * key_tile, key_tile * 4);
+      _tile_stored(3, to + 16 * key_tile + 16, key_tile * 4);
     }
 }
 
-/// out[rows of 16][D] += weights[rows][key_tile] times `halves` times 32 values.
-inline void tile_values(const uint16_t* weights, int64_t d, int64_t row_tiles, const uint8_t* const* values, int64_t halves,
+/// out[rows of 32][D] += weights[rows][key_tile] times `halves` times 32 values.
+inline void tile_values(const uint16_t* weights, int64_t d, int64_t rows, const uint8_t* const* values, int64_t halves,
                         float* out) {
-  for (int64_t r = 0; r < row_tiles; r++)
+  for (int64_t r = 0; r < rows; r += 32)
     for (int64_t i = 0; i < d; i += 32) {
-      float* to = out + r * 16 * d + i;
+      float* to = out + r * d + i;
       _tile_loadd(0, to, d * 4);
       _tile_loadd(1, to + 16, d * 4);
-      for (int64_t h = 0; h < halves; h++) {
-        _tile_loadd(4, weights + r * 16 * key_tile + h * 32, key_tile * 2);
-        _tile_loadd(6, values[h] + i * 4, d * 4);
-        _tile_loadd(7, values[h] + i * 4 + 64, d * 4);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-      }
+      _tile_loadd(2, to + 16 * d, d * 4);
+      _tile_loadd(3, to + 16 * d + 16, d * 4);
+      for (int64_t h = 0; h < halves; h++)
+        multiply_tiles(weights + r * key_tile + h * 32, key_tile, 16 * key_tile, values[h] + i * 4, values[h] + i * 4 + 64,
+                       d * 4);
       _tile_stored(0, to, d * 4);
       _tile_stored(1, to + 16, d * 4);
+      _tile_stored(2, to + 16 * d, d * 4);
+      _tile_stored(3, to + 16 * d + 16, d * 4);
     }
 }
 
@@ -50,7 +59,7 @@ inline void tile_values(const uint16_t* weights, int64_t d, int64_t row_tiles, c
 inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                          int64_t first, int64_t last, float* y, float* scratch) {
   const int64_t d = c.head_dim, ld = shape.heads * d, rows = last - first, key_head = head / (shape.heads / c.heads);
-  const int64_t before = s.length - s.count, end = before + last, row_tiles = (rows + 15) / 16;
+  const int64_t before = s.length - s.count, end = before + last;
   float* p = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63});
   float* out = p + row_tile * key_tile;
   uint16_t* queries = reinterpret_cast<uint16_t*>(out + row_tile * d);
@@ -66,15 +75,15 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
   const Tiles tiles;
   for (int64_t at = low_of(first) / key_tile * key_tile; at < end; at += key_tile) {
     const uint8_t *panels[key_tile / 16], *values[key_tile / 32];
-    const int64_t count = std::min<int64_t>(key_tile / 16, (end - at + 15) / 16), halves = (count + 1) / 2;
-    for (int64_t j = 0; j < count; j++)
+    const int64_t halves = std::min<int64_t>(key_tile / 32, (end - at + 31) / 32);  // of which the last panel may be empty
+    for (int64_t j = 0; j < 2 * halves; j++)
       panels[j] = view(c, s, at + 16 * j, key_head).keys + (at + 16 * j) % c.block_size * d * 2;
     for (int64_t h = 0; h < halves; h++) {
       const int64_t from = at + 32 * h;
       values[h] = clean_tail<CacheType::BF16>(view(c, s, from, key_head).values + from % c.block_size * d * 2, d,
                                    std::min<int64_t>(32, end - from), 32, copy);
     }
-    tile_scores(queries, d, row_tiles, panels, count, p);
+    tile_scores(queries, d, rows, panels, 2 * halves, p);
     // where each row sees each key, there is nothing to mask
     const bool open = !shape.softcap && at >= low_of(last - 1) && at + key_tile <= before + first + 1;
     for (int64_t r = 0; r < rows; r++) {
@@ -91,13 +100,15 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
         total[r] = total[r] * alpha, top[r] = now;
       }
       const float shift = top[r] == minus_infinity ? 0.0f : top[r];
+      f32x16 added = splat(0.0f);
       for (int64_t j = 0; j < key_tile; j += 16) {
         const f32x16 weight = exp(e[j / 16] - shift);
-        total[r] += weight;
+        added += weight;
         to_bf16(weights + r * key_tile + j, weight);
       }
+      total[r] += added;
     }
-    tile_values(weights, d, row_tiles, values, halves, out);
+    tile_values(weights, d, rows, values, halves, out);
   }
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = 0; i < d; i += 16)

@@ -75,7 +75,7 @@ struct Kernels {
   void (*write_cache)(const Cache& cache, int64_t slot, const float* k, const float* v);
   /// Attention of one row and one key head's group of queries over keys [from, to); unnormalised, see attention.inl.
   void (*attend_row)(const Cache& cache, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
-                     int64_t from, int64_t to, float* out, float* max, float* sum, float* scratch);
+                     int64_t next, int64_t from, int64_t to, float* out, float* max, float* sum, float* scratch);
   /// Attention of rows [first, last) of a sequence and one query head, normalised into y [T, H, D].
   void (*attend_tile)(const Cache& cache, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                       int64_t first, int64_t last, float* y, float* scratch);

@@ -233,8 +233,15 @@ inline void row_to_bf16(const float* x, int64_t k, uint16_t* b) {
   }
 }
 
-/// Calls `put(k, v)` with the sixteen weights of every k of a panel, in float32.
-template <Kind KIND, class Put>
+/// Byte `j` of each lane as 1 + byte / 256: its bits become those of a float's mantissa, without a conversion.
+inline f32x16 mantissa(u32x16 codes, int j) {
+  const u32x16 at = j < 2 ? codes << (15 - 8 * j) : codes >> (8 * j - 15);
+  return as_float((at & 0x7f8000u) | 0x3f800000u);
+}
+
+/// Calls `put(k, v)` with the sixteen weights of every k of a panel, in float32. `EXACT`: to the last bit; else a weight
+/// with a minimum may be 2^-16 of its scale off, for an instruction less, which bfloat16 does not show.
+template <Kind KIND, bool EXACT, class Put>
 inline void dequantise_panel(const Weight& w, const uint8_t* panel, Put&& put) {
   constexpr Format f = format_of(KIND);
   const int64_t kp = w.padded_k();
@@ -257,10 +264,12 @@ inline void dequantise_panel(const Weight& w, const uint8_t* panel, Put&& put) {
         if (i % (f.group == 16 ? 4 : 8) == 0) {
           scales_at<KIND>(scales, c, i / 4, w.group_shift, scale, minimum);
           if constexpr (!f.min) minimum = scale * static_cast<float>(-f.offset);
+          scale *= 256.0f;
+          if constexpr (!EXACT) minimum -= scale;
         }
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-          put(c * chunk + 4 * i + j, fma(to_float((i32x16)((codes[i] >> (8 * j)) & 0xff)), scale, minimum));
+          put(c * chunk + 4 * i + j, fma(mantissa(codes[i], j) - (EXACT ? 1.0f : 0.0f), scale, minimum));
       }
     }
   }
@@ -270,7 +279,7 @@ inline void dequantise_panel(const Weight& w, const uint8_t* panel, Put&& put) {
 inline void dequantise(const Weight& w, int64_t row, float* out) {
   with_kind(w.kind, [&]<Kind KIND>() {
     const int64_t lane = row % panel_rows;
-    dequantise_panel<KIND>(w, w.panel(row / panel_rows), [&](int64_t k, f32x16 v) {
+    dequantise_panel<KIND, true>(w, w.panel(row / panel_rows), [&](int64_t k, f32x16 v) {
       if (k < w.k) out[k] = v[lane];
     });
   });

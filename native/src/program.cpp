@@ -118,34 +118,45 @@ struct Attention {
   Cache cache;
   AttentionShape shape;
   float* y;
-  std::vector<float> partial;  // of the splits: [G * D] sums, [G] maxima, [G] totals
-  std::vector<int64_t> first_task;
+  /// Of one task. By rows: some key heads over one split of a row's keys; by tiles: one query head of 64 rows.
+  struct Plan {
+    int64_t first_task, first_part, splits;
+    bool by_row;
+  };
+  std::vector<Plan> plans{};  // of each sequence
+  int64_t total_tasks = 0;
+  int64_t together = 1;        // key heads of a task: all, where there are enough tasks without
+  std::vector<float> partial{};  // of rows' heads with several splits: [G * D] sums; of all of them [G] maxima, [G] totals
 
-  bool by_row(const Context& c, const Sequence& s) const { return c.invariant || s.count < 4; }
-  int64_t splits(const Sequence& s) const { return (s.length + split - 1) / split; }
   int64_t groups() const { return shape.heads / cache.heads; }
   int64_t partial_floats() const { return groups() * (cache.head_dim + 2); }
-  /// A sequence by rows: (row, key head, split); by tiles: (tile, query head).
-  int64_t tasks_of(const Context& c, const Sequence& s) const {
-    if (by_row(c, s)) return s.count * cache.heads * splits(s);
-    return (s.count + row_tile - 1) / row_tile * shape.heads;
-  }
   Sequence row_of(const Sequence& s, int64_t row) const { return {s.start + row, 1, s.length - s.count + row + 1, s.blocks}; }
+
+  /// Cuts a pass into tasks.
+  void plan(const Context& c) {
+    int64_t parts = 0;
+    plans.clear();
+    for (const Sequence& s : c.pass.sequences) {
+      const bool by_row = c.invariant || s.count < 4;
+      plans.push_back({0, parts, (s.length + split - 1) / split, by_row});
+      if (by_row) parts += s.count * cache.heads * plans.back().splits;
+    }
+    together = parts >= 4 * c.threads * cache.heads ? cache.heads : 1;
+    total_tasks = 0;
+    for (size_t i = 0; i < plans.size(); i++) {
+      const int64_t count = c.pass.sequences[i].count;
+      plans[i].first_task = total_tasks;
+      total_tasks += plans[i].by_row ? count * plans[i].splits * (cache.heads / together)
+                                     : (count + row_tile - 1) / row_tile * shape.heads;
+    }
+    if (static_cast<int64_t>(partial.size()) < parts * partial_floats()) partial.resize(parts * partial_floats());
+  }
 };
 
 struct WriteStep : Step {
   explicit WriteStep(std::shared_ptr<Attention> a) : a(std::move(a)) {}
   int tasks(const Context& c) const override {
-    // Also the one place that runs alone before the attention: count its tasks and make room for its splits
-    int64_t total = 0, rows = 0;
-    a->first_task.clear();
-    for (const Sequence& s : c.pass.sequences) {
-      a->first_task.push_back(total);
-      total += a->tasks_of(c, s);
-      if (a->by_row(c, s)) rows = total;
-    }
-    a->first_task.push_back(total);
-    if (static_cast<int64_t>(a->partial.size()) < rows * a->partial_floats()) a->partial.resize(rows * a->partial_floats());
+    a->plan(c);  // the one place that runs alone before the attention
     const int64_t n = rows_per_task(c, 4096);
     return static_cast<int>((c.pass.rows + n - 1) / n);
   }
@@ -160,30 +171,44 @@ struct WriteStep : Step {
 
 struct AttendStep : Step {
   explicit AttendStep(std::shared_ptr<Attention> a) : a(std::move(a)) {}
-  int tasks(const Context&) const override { return static_cast<int>(a->first_task.back()); }
+  int tasks(const Context&) const override { return static_cast<int>(a->total_tasks); }
   void run(const Context& c, int task, int thread) override {
-    const size_t i = std::upper_bound(a->first_task.begin(), a->first_task.end(), task) - a->first_task.begin() - 1;
+    const auto after = [](int64_t t, const Attention::Plan& plan) { return t < plan.first_task; };
+    const size_t i = std::upper_bound(a->plans.begin(), a->plans.end(), task, after) - a->plans.begin() - 1;
+    const Attention::Plan& plan = a->plans[i];
     const Sequence& s = c.pass.sequences[i];
-    const int64_t local = task - a->first_task[i];
-    if (!a->by_row(c, s)) {
-      const int64_t tile = local / a->shape.heads, first = tile * Attention::row_tile;
-      c.kernels.attend_tile(a->cache, a->shape, s, a->q, local % a->shape.heads, first,
-                            std::min(s.count, first + Attention::row_tile), a->y, c.scratch[thread]);
+    const int64_t local = task - plan.first_task;
+    if (plan.by_row) {
+      const int64_t units = a->cache.heads / a->together, head = local % units * a->together;
+      by_row(c, s, plan, local / units / plan.splits, local / units % plan.splits, head, c.scratch[thread]);
       return;
     }
-    const int64_t splits = a->splits(s), split = local % splits, head = local / splits % a->cache.heads;
+    const int64_t tile = local / a->shape.heads, first = tile * Attention::row_tile;
+    c.kernels.attend_tile(a->cache, a->shape, s, a->q, local % a->shape.heads, first,
+                          std::min(s.count, first + Attention::row_tile), a->y, c.scratch[thread]);
+  }
+  /// Some heads of a row over one split of its keys. Where that is all of them, the result is final.
+  void by_row(const Context& c, const Sequence& s, const Attention::Plan& plan, int64_t r, int64_t split, int64_t first,
+              float* scratch) {
     const int64_t d = a->cache.head_dim, g = a->groups();
-    const Sequence row = a->row_of(s, local / splits / a->cache.heads);
-    float* out = a->partial.data() + task * a->partial_floats();
+    const Sequence row = a->row_of(s, r);
     const int64_t low = a->shape.window ? std::max<int64_t>(0, row.length - a->shape.window) : 0;
     const int64_t from = std::max(split * Attention::split, low / 32 * 32);
     const int64_t to = std::min(row.length, (split + 1) * Attention::split);
-    if (from >= to) {  // all of this split has left the window, or lies after this row
-      for (int64_t j = 0; j < g; j++) out[g * d + j] = -INFINITY;
-      return;
+    for (int64_t head = first; head < first + a->together; head++) {
+      const int64_t place = (row.start * a->cache.heads + head) * g * d, part = (r * a->cache.heads + head) * plan.splits + split;
+      float* sums = a->partial.data() + (plan.first_part + part) * a->partial_floats();
+      float *top = sums + g * d, *total = top + g, *out = plan.splits == 1 ? a->y + place : sums;
+      if (from >= to) {  // all of this split has left the window, or lies after this row
+        std::fill(top, top + g, -INFINITY);
+        continue;
+      }
+      const int64_t next = head + 1 < first + a->together ? head + 1 : -1;
+      c.kernels.attend_row(a->cache, a->shape, row, a->q + place, head, next, from, to, out, top, total, scratch);
+      if (plan.splits > 1) continue;
+      for (int64_t j = 0; j < g; j++)
+        for (int64_t f = 0; f < d; f++) out[j * d + f] /= total[j];
     }
-    const float* q = a->q + row.start * a->shape.heads * d + head * g * d;
-    c.kernels.attend_row(a->cache, a->shape, row, q, head, from, to, out, out + g * d, out + g * d + g, c.scratch[thread]);
   }
   std::string name() const override { return "attend"; }
   std::shared_ptr<Attention> a;
@@ -192,15 +217,19 @@ struct AttendStep : Step {
 /// Puts the splits of each row together (Dao 2023, "Flash-Decoding").
 struct MergeStep : Step {
   explicit MergeStep(std::shared_ptr<Attention> a) : a(std::move(a)) {}
-  int tasks(const Context& c) const override { return static_cast<int>(c.pass.sequences.size()); }
+  int tasks(const Context& c) const override {
+    const auto split = [](const Attention::Plan& plan) { return plan.by_row && plan.splits > 1; };
+    return std::any_of(a->plans.begin(), a->plans.end(), split) ? static_cast<int>(c.pass.sequences.size()) : 0;
+  }
   void run(const Context& c, int task, int) override {
     const Sequence& s = c.pass.sequences[task];
-    if (!a->by_row(c, s)) return;
-    const int64_t splits = a->splits(s), g = a->groups(), d = a->cache.head_dim;
-    const float* part = a->partial.data() + a->first_task[task] * a->partial_floats();
+    const Attention::Plan& plan = a->plans[task];
+    if (!plan.by_row || plan.splits == 1) return;
+    const int64_t g = a->groups(), d = a->cache.head_dim;
+    const float* part = a->partial.data() + plan.first_part * a->partial_floats();
     for (int64_t row = 0; row < s.count; row++)
-      for (int64_t head = 0; head < a->cache.heads; head++, part += splits * a->partial_floats())
-        for (int64_t j = 0; j < g; j++) merge(part, splits, j, a->y + ((s.start + row) * a->shape.heads + head * g + j) * d);
+      for (int64_t head = 0; head < a->cache.heads; head++, part += plan.splits * a->partial_floats())
+        for (int64_t j = 0; j < g; j++) merge(part, plan.splits, j, a->y + ((s.start + row) * a->shape.heads + head * g + j) * d);
   }
   void merge(const float* parts, int64_t splits, int64_t j, float* y) const {
     const int64_t g = a->groups(), d = a->cache.head_dim, stride = a->partial_floats();
@@ -311,7 +340,7 @@ void Program::softcap(const float* x, float cap, int64_t width, float* y) {
   push(row_step("softcap", width, [=](const Context& c, int64_t t) { c.kernels.softcap(x + t * width, cap, width, y + t * width); }), y);
 }
 void Program::attend(const float* q, const float* k, const float* v, Cache cache, AttentionShape shape, float* y) {
-  auto a = std::make_shared<Attention>(Attention{q, k, v, cache, shape, y, {}, {}});
+  auto a = std::make_shared<Attention>(Attention{q, k, v, cache, shape, y});
   head_dim_ = std::max(head_dim_, cache.head_dim);
   push(std::make_unique<WriteStep>(a), nullptr);
   push(std::make_unique<AttendStep>(a), nullptr);

@@ -33,7 +33,8 @@ inline void store(void* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-inline f32x16 splat(float x) { return f32x16{} + x; }
+/// Not f32x16{} + x: that turns -0 into 0, so the compiler would have to add before it spreads.
+inline f32x16 splat(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline i32x16 splat(int32_t x) { return i32x16{} + x; }
 inline f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
 inline f32x16 from_u8(const uint8_t* p) { return __builtin_convertvector(load<u8x16>(p), f32x16); }
@@ -219,11 +220,17 @@ inline u32x16 lookup16(u32x16 v, const uint8_t* table) {
 
 /// e^x to about 2 units in the last place: 2^n * p(r) with |r| <= ln(2)/2 (Cephes' polynomial); 0 below -87, inf above 88.7.
 inline f32x16 exp(f32x16 x) {
+#if defined(__AVX512F__)
+  const __m512 inside = _mm512_min_ps(splat(89.0f), _mm512_max_ps(splat(-88.0f), x));  // where x is NaN they return it
+  const __m512 n = _mm512_roundscale_ps(inside * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const f32x16 r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), inside));
+#else
   const f32x16 clamped = max(min(x, splat(88.8f)), splat(-88.0f));
   const f32x16 scaled = clamped * 1.44269504f;
   const i32x16 n = __builtin_convertvector(scaled + (scaled < 0 ? splat(-0.5f) : splat(0.5f)), i32x16);
   const f32x16 nf = to_float(n);
   const f32x16 r = fma(nf, splat(2.12194440e-4f), fma(nf, splat(-0.693359375f), clamped));
+#endif
   f32x16 p = splat(1.9875691500e-4f);
   p = fma(p, r, splat(1.3981999507e-3f));
   p = fma(p, r, splat(8.3334519073e-3f));
@@ -231,10 +238,14 @@ inline f32x16 exp(f32x16 x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r + 1.0f);
+#if defined(__AVX512F__)
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, splat(-87.3f), _CMP_NLT_UQ), p, n);
+#else
   // Two factors, because 2^128 itself is no float although e^88.7 is
   const i32x16 low = n >> 1;
   const f32x16 result = p * (f32x16)((low + 127) << 23) * (f32x16)((n - low + 127) << 23);
   return x < -87.3f ? splat(0.0f) : (x != x ? x : result);
+#endif
 }
 
 }  // namespace tokenmill::ISA_NAMESPACE

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.request import Logprobs, Request
-from tokenmill.ops.sampling import GREEDY_BELOW, apply_bias, apply_penalties, candidates, draw, sample
+from tokenmill.ops.sampling import GREEDY_BELOW, apply_bias, apply_penalties, candidates, draw, likeliest, sample
 
 
 class Sampler:
@@ -52,10 +52,13 @@ class Sampler:
         if request.guide is not None:
             allowed_V = torch.from_numpy(request.guide.mask()).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, float("-inf"))
-        if not math.isfinite(float(logits_V.amax())):  # amax: without the place, half the time
+        top = likeliest(logits_V)
+        if not math.isfinite(float(logits_V[top])):
             raise _nothing_left(raw_V)
+        if params.temperature < GREEDY_BELOW:
+            return top, _logprobs(raw_V, top, params.logprobs)
         how = {name: getattr(params, name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
-        if params.drawn_logprobs and params.temperature >= GREEDY_BELOW and params.logprobs is not None:
+        if params.drawn_logprobs and params.logprobs is not None:
             values_C, ids_C = candidates(logits_V, **how)
             log_p_V = torch.log_softmax(values_C, dim=-1)  # one softmax, to draw from and to tell
             if ids_C is not None:
