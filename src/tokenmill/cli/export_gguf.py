@@ -43,18 +43,16 @@ Type = Annotated[
         "codes. [default: Q4_K_M; of a quantised folder, nearest]",
     ),
 ]
+Imatrix = Annotated[Path | None, typer.Option(metavar="FILE", help="An importance matrix, of ours or of llama.cpp.")]
+Calibrate = Annotated[Path | None, typer.Option(metavar="FILE", help="UTF-8 text to collect an importance matrix on.")]
 
 
 def gguf(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write; ends in .gguf.")],
     type: Type = None,
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An importance matrix, of ours or of llama.cpp.")
-    ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="UTF-8 text to collect an importance matrix on.")
-    ] = None,
+    imatrix: Imatrix = None,
+    calibrate: Calibrate = None,
     save_imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what --calibrate collected (.gguf, or .dat as of old).")
     ] = None,

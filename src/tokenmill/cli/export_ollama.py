@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.export_gguf import Opened, Type, Wanted, export, human_lines
+from tokenmill.cli.export_gguf import Calibrate, Imatrix, Opened, Type, Wanted, export, human_lines
 from tokenmill.cli.output import Json, PullProgress, emit, note
 
 if TYPE_CHECKING:
@@ -28,12 +28,8 @@ def ollama(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; pulled when it is missing.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where it goes; a new or empty folder.")],
     type: Type = None,
-    imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An importance matrix, of ours or of llama.cpp.")
-    ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="UTF-8 text to collect an importance matrix on.")
-    ] = None,
+    imatrix: Imatrix = None,
+    calibrate: Calibrate = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system text that it starts with.")] = None,
     create: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also make it a model of tokenmill's own store.")
