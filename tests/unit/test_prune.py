@@ -245,6 +245,9 @@ def test_a_folder_is_whole_or_not_there(tmp_path) -> None:
     os.waitpid(child, 0)
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.glob(".out.writing-*"))) == 1
+    with built_aside(tmp_path / "o[u]t"):  # a name is no pattern: what is another one's stays
+        pass
+    assert len(list(tmp_path.glob(".out.writing-*"))) == 1
     with built_aside(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["whole"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -42,7 +43,7 @@ def built_aside(out: Path) -> Iterator[Path]:
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.writing-"
-    for left in out.parent.glob(f"{prefix}*"):
+    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
     try:
