@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -70,10 +71,11 @@ def test_control_characters_never_reach_a_terminal() -> None:
 
 
 def test_json_is_the_last_line_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({"text": "zwei\nZeilen ü", "when": NOW}, True, "for people")
+    emit({"text": "zwei\nZeilen ü", "when": NOW, "odd": [math.nan, -math.inf]}, True, "for people")
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    assert json.loads(out) == {"text": "zwei\nZeilen ü", "when": str(NOW)}
+    assert "NaN" not in out  # which is no JSON
+    assert json.loads(out) == {"text": "zwei\nZeilen ü", "when": str(NOW), "odd": [None, None]}
 
 
 def test_progress_without_a_terminal_is_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenmill.core.finite import finite
 from tokenmill.core.terminal import clean
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def note(text: str) -> None:
 def emit(document: Any, as_json: bool, text: str) -> None:
     """End of a verb: `document` as one line of JSON, or `text` for people. Empty `text` prints nothing."""
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, default=str))
+        print(json.dumps(finite(document), ensure_ascii=False, allow_nan=False, default=str))
     elif text:
         print(clean(text))
 

@@ -10,6 +10,7 @@ import typer
 
 from tokenmill.cli.output import Json, PullProgress, command_line, emit, human_count, step_progress, verb
 from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
+from tokenmill.core.finite import finite
 from tokenmill.store import Store
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _write(wanted: Wanted, file: TensorFile, tokenizer: Tokenizer, result: Resul
         result.model.generation_config = generation_config(result.model.generation_config, tokenizer)
         result.model.save(folder)
         tokenizer.save(folder)
-        (folder / REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / REPORT).write_text(json.dumps(finite(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_page(folder / PAGE, page(wanted.name, result, command_line()))
         card = card_of(wanted, file, result.model, tokenizer, {"pruning report": document})
         (folder / "README.md").write_text(card.text(), encoding="utf-8")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.core.checksums import write_sums
+from tokenmill.core.finite import finite
 from tokenmill.core.paths import atomic_write
 from tokenmill.evals.divergence import Divergence, Original
 from tokenmill.evals.model_card import Card
@@ -161,7 +162,7 @@ def finish(built: Path, work: Path, out: Path, document: dict[str, Any], page: s
 def write_report(folder: Path, document: dict[str, Any], page: str) -> None:
     """The report as JSON and as a page."""
     with atomic_write(folder / DOCUMENT) as file:
-        file.write((json.dumps(document, indent=1) + "\n").encode())
+        file.write((json.dumps(finite(document), indent=1, allow_nan=False) + "\n").encode())
     with atomic_write(folder / PAGE) as file:
         file.write(page.encode("utf-8", "replace"))
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import torch
 
+from tokenmill.core.finite import finite
 from tokenmill.core.log import get_logger
 from tokenmill.core.machine import probe_machine
 from tokenmill.core.paths import atomic_write
@@ -146,17 +147,6 @@ def _step_of(line: str) -> float:
 def json_line(row: Row) -> str:
     """One line of strict JSON."""
     return json.dumps(finite(row), ensure_ascii=False, allow_nan=False, default=str) + "\n"
-
-
-def finite(value: Any) -> Any:
-    """`value` with null for every float that JSON cannot say."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
