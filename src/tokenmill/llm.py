@@ -37,6 +37,7 @@ from tokenmill.models.load import (
 )
 from tokenmill.models.resize import grow_vocabulary
 from tokenmill.quant.nf4 import quantize_linears
+from tokenmill.quant.serving import format_of, quantise_loaded
 from tokenmill.store import ModelFiles, Store
 from tokenmill.text.grammar import GuideFactory
 from tokenmill.text.tokenizer import Tokenizer
@@ -59,10 +60,12 @@ class LLM:
 
     ``model``: a store name (pulled if it is missing), a Hugging Face folder, a ``.gguf`` file, or what a store resolved
     already (nothing is looked up then). ``adapter``: an adapter (PEFT folder or GGUF) or several, put on it after those
-    of its Modelfile. ``ctx_size``: tokens of prompt and answer together (default: the Modelfile's ``num_ctx``, else
-    what the model can do). ``deterministic``: the same request gives the same logits to the last bit, whatever else is
-    in the batch; slower (see ``ops/batch_invariant.py``). ``kv_cache_dtype``: how keys and values are kept, ``auto``
-    (as the model computes; ``bf16`` beside quantised weights), ``fp32``, ``bf16`` or ``int8`` (native kernels only).
+    of its Modelfile. ``quant``: ``int8``, ``int4``, ``fp8`` or ``nf4``, what weights are rounded to while they are
+    loaded (``quantize`` loses less, for it looks at data). ``ctx_size``: tokens of prompt and answer together
+    (default: the Modelfile's ``num_ctx``, else what the model can do). ``deterministic``: the same request gives the
+    same logits to the last bit, whatever else is in the batch; slower (see ``ops/batch_invariant.py``).
+    ``kv_cache_dtype``: how keys and values are kept, ``auto`` (as the model computes; ``bf16`` beside quantised
+    weights), ``fp32``, ``bf16`` or ``int8`` (native kernels only).
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class LLM:
         adapter: str | Path | Sequence[str | Path] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        quant: str | None = None,
         ctx_size: int | None = None,
         deterministic: bool = False,
         kv_cache_dtype: str = "auto",
@@ -87,12 +91,15 @@ class LLM:
         adapters = [*self.files.adapters, *map(Path, given)]
         if missing := [str(path) for path in adapters if not path.exists()]:
             raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
+        rounded = None if quant is None else format_of(quant)
         file = open_tensors(self.files.path)
         most = read_config(config_of(file)[0], str(file.path))[1].max_position
         self._wanted_ctx = self._context(ctx_size, most)  # before the weights are loaded, for that takes time
         with ThreadPoolExecutor(1) as pool:  # the tokenizer is built while torch, which needs no GIL, decodes weights
             tokenizer = pool.submit(tokenizer_with_adapters, file, adapters)
-            loaded = model_from_file(file, device=device, dtype=dtype, pack=True)
+            loaded = model_from_file(file, device=device, dtype=dtype, pack=rounded is None)
+            if rounded is not None:
+                quantise_loaded(loaded, rounded, pack=dtype in (None, "auto"))
         self.model = loaded.decoder
         self.virtual = put_adapters(loaded, adapters) if adapters else []
         """What a prompt or prefix adapter puts before every prompt: token ids behind the vocabulary."""
