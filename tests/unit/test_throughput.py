@@ -12,7 +12,7 @@ import tiny
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.evals import throughput as module
 from tokenmill.evals.latency import latency
-from tokenmill.evals.throughput import Rates, Shape, Throughput, measure, peak_rss_mb, reset_peak
+from tokenmill.evals.throughput import Moment, Rates, Shape, Throughput, decode_rate, measure, peak_rss_mb, reset_peak
 from tokenmill.evals.turns import compare
 from tokenmill.models import load_model
 from tokenmill.nn.decoder import Decoder
@@ -53,10 +53,26 @@ def test_a_figure_for_each_shape(model: Decoder) -> None:
 
 
 def test_rates_are_tokens_over_seconds(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_seconds", lambda model, shape, seed: 2.0 + shape.gen_len)
+    def moments(model: Decoder, shape: Shape, seed: int) -> list[Moment]:
+        return [Moment(2.0 + n, 4 * (n + 1), 4, 4 * (n == shape.gen_len - 1)) for n in range(shape.gen_len)]
+
+    monkeypatch.setattr(module, "_moments", moments)
     rates = measure(model, Shape(4, 6, 5))
-    assert rates.prefill_tok_s == 4 * 6 / 3.0  # until the first token
+    assert rates.prefill_tok_s == 4 * 6 / 2.0  # until the first token
     assert rates.decode_tok_s == 4 * 4 / 4.0  # four more tokens each, in four seconds more
+
+
+def test_decoding_counts_while_the_whole_batch_decodes() -> None:
+    begins = [Moment(1.0, 1, 1, 0), Moment(2.0, 3, 2, 0)]
+    assert decode_rate([*begins, Moment(2.5, 5, 2, 1), Moment(9.0, 6, 2, 2)]) == 2 / 0.5
+    short = [Moment(1.0, 1, 1, 0), Moment(2.0, 3, 2, 1), Moment(4.0, 4, 2, 2)]  # never both
+    assert decode_rate(short) == 1 / 2.0
+
+
+def test_what_is_measured_is_what_is_done(model: Decoder) -> None:
+    found = module._moments(model, Shape(3, 5, 4), 0)
+    assert found[-1][1:] == (12, 3, 3)
+    assert [moment.seconds for moment in found] == sorted(moment.seconds for moment in found)
 
 
 def test_the_median_of_repetitions_counts() -> None:

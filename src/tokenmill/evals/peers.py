@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from tokenmill.core.errors import NotFoundError, TokenmillError, UsageError, did_you_mean
 from tokenmill.evals.cores import Cores
 from tokenmill.evals.driver import Driver
-from tokenmill.evals.throughput import Rates, Shape
+from tokenmill.evals.throughput import Moment, Rates, Shape, decode_rate
 
 ENVIRONMENT = "TOKENMILL_PEERS"
 LLAMA_TOOLS = ("llama-bench", "llama-batched-bench")
@@ -134,7 +134,8 @@ class VLLM:
 
     def measure(self, shape: Shape) -> Rates:
         row = self._driver.ask(json.dumps(shape.document()))
-        return Rates(row["prefill_tok_s"], row["decode_tok_s"])
+        moments = [Moment(*one) for one in row["moments"]]
+        return Rates(shape.batch * shape.prompt_len / row["prefill_s"], decode_rate(moments))
 
     def document(self) -> dict[str, Any]:
         hello = self._driver.hello

@@ -1,8 +1,9 @@
 """How many tokens a second the engine reads and writes here, by batch size and length.
 
-Two runs of the same random prompts tell prefill and decoding apart: one that ends with the first token of each answer,
-and one of the full length. Prompts are random ids, the prefix cache is off and end-of-text is ignored, so every run
-does all of its work. Rates are of the whole batch; of several repetitions the median counts.
+Two runs of the same random prompts: one that ends with the first token of each answer, for prefill, and one of the full
+length, in which decoding counts from the step on that gave the last sequence its first token, until one ends. Prompts
+are random ids, the prefix cache is off and end-of-text is ignored, so every run does all of its work. Rates are of the
+whole batch; of several repetitions the median counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenmill.core.errors import TokenmillError, UsageError
 from tokenmill.engine.engine import BLOCK_SIZE, Engine
@@ -49,6 +50,26 @@ class Rates:
     """Prompt tokens, until every sequence of the batch has its first token."""
     decode_tok_s: float
     """New tokens after the first ones."""
+
+
+class Moment(NamedTuple):
+    """Where a run stands after a step."""
+
+    seconds: float
+    tokens: int
+    begun: int
+    """Sequences that have their first token."""
+    ended: int
+
+
+def decode_rate(moments: Sequence[Moment]) -> float:
+    """New tokens a second while the whole batch decodes; where the first sequence ends before the last one begins,
+    from there to the end."""
+    batch = moments[-1].begun
+    first = next(moment for moment in moments if moment.begun == batch)
+    last = next(moment for moment in moments if moment.ended)
+    last = last if last.seconds > first.seconds else moments[-1]
+    return (last.tokens - first.tokens) / (last.seconds - first.seconds)
 
 
 @dataclass(frozen=True)
@@ -88,15 +109,13 @@ def check_shapes(model: Decoder, shapes: Sequence[Shape]) -> None:
 
 def warm_up(model: Decoder, seed: int = 0) -> None:
     """A few tokens, so that what is done once is done."""
-    _seconds(model, Shape(1, min(16, model.config.max_position - 2), 2), seed)
+    _moments(model, Shape(1, min(16, model.config.max_position - 2), 2), seed)
 
 
 def measure(model: Decoder, shape: Shape, seed: int = 0) -> Rates:
     """One repetition."""
-    first = _seconds(model, Shape(shape.batch, shape.prompt_len, 1), seed)
-    whole = _seconds(model, shape, seed)
-    decode_s = max(whole - first, 1e-9)
-    return Rates(shape.batch * shape.prompt_len / first, shape.batch * (shape.gen_len - 1) / decode_s)
+    first = _moments(model, Shape(shape.batch, shape.prompt_len, 1), seed)[-1].seconds
+    return Rates(shape.batch * shape.prompt_len / first, decode_rate(_moments(model, shape, seed)))
 
 
 def start(model: Decoder, shape: Shape, seed: int) -> tuple[Engine, list[Request]]:
@@ -110,15 +129,20 @@ def start(model: Decoder, shape: Shape, seed: int) -> tuple[Engine, list[Request
     return engine, [Request(prompt, params) for prompt in prompts]
 
 
-def _seconds(model: Decoder, shape: Shape, seed: int) -> float:
+def _moments(model: Decoder, shape: Shape, seed: int) -> list[Moment]:
     engine, requests = start(model, shape, seed)
+    moments: list[Moment] = []
     started = time.perf_counter()
-    for _ in engine.run(requests):
-        pass
-    seconds = time.perf_counter() - started
+    for request in requests:
+        engine.add(request)
+    while not engine.idle:
+        engine.step()
+        made = [len(request.output) for request in requests]
+        ended = sum(request.finish_reason is not None for request in requests)
+        moments.append(Moment(time.perf_counter() - started, sum(made), sum(map(bool, made)), ended))
     if failed := next((request.error for request in requests if request.error is not None), None):
         raise TokenmillError(f"{shape}: {failed}")
-    return seconds
+    return moments
 
 
 def peak_rss_mb() -> float:

@@ -1,4 +1,4 @@
-"""Runs under vLLM's own Python, not under ours: answers each shape on standard input with vLLM's speed at it.
+"""Runs under vLLM's own Python, not under ours: answers each shape on standard input with what vLLM did when.
 
 Imports nothing of tokenmill. Arguments: a Hugging Face folder with bfloat16 weights, and the longest sequence. The
 first line of standard output says the version and the seconds it took to start; what vLLM prints goes to standard
@@ -15,15 +15,25 @@ import time
 from typing import Any
 
 
-def seconds(llm: Any, vocabulary: int, batch: int, prompt_len: int, gen_len: int) -> float:
-    """How long a batch of random prompts takes. End-of-text is ignored, so that all of the work is done."""
+def moments(llm: Any, vocabulary: int, batch: int, prompt_len: int, gen_len: int) -> list[tuple[float, int, int, int]]:
+    """A batch of random prompts: seconds, tokens made, sequences begun and ended after each step (see `throughput.py`).
+    End-of-text is ignored, so that all of the work is done."""
     from vllm import SamplingParams  # type: ignore[import-not-found]
 
+    engine = llm.llm_engine
     ids = [random.choices(range(vocabulary), k=prompt_len) for _ in range(batch)]
     params = SamplingParams(temperature=0, max_tokens=gen_len, ignore_eos=True, detokenize=False)
+    made: dict[str, int] = {}
+    found, ended = [], 0
     began = time.perf_counter()
-    llm.generate([{"prompt_token_ids": one} for one in ids], params, use_tqdm=False)
-    return time.perf_counter() - began
+    for number, one in enumerate(ids):
+        engine.add_request(f"{began}-{number}", {"prompt_token_ids": one}, params)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            made[output.request_id] = len(output.outputs[0].token_ids)
+            ended += output.finished
+        found.append((time.perf_counter() - began, sum(made.values()), len(made), ended))
+    return found
 
 
 def main() -> None:
@@ -44,15 +54,13 @@ def main() -> None:
     )
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         vocabulary = json.load(file)["vocab_size"]
-    seconds(llm, vocabulary, 1, min(16, max_len - 8), 8)
+    moments(llm, vocabulary, 1, min(16, max_len - 8), 8)
     say({"version": vllm.__version__, "startup_s": time.perf_counter() - began})
     for line in sys.stdin:
         shape = json.loads(line)
         batch, prompt_len, gen_len = shape["batch"], shape["prompt_len"], shape["gen_len"]
-        first = seconds(llm, vocabulary, batch, prompt_len, 1)
-        whole = seconds(llm, vocabulary, batch, prompt_len, gen_len)
-        decode_s = max(whole - first, 1e-9)
-        say({"prefill_tok_s": batch * prompt_len / first, "decode_tok_s": batch * (gen_len - 1) / decode_s})
+        prefill = moments(llm, vocabulary, batch, prompt_len, 1)[-1]
+        say({"prefill_s": prefill[0], "moments": moments(llm, vocabulary, batch, prompt_len, gen_len)})
 
 
 if __name__ == "__main__":
