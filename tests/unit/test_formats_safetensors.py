@@ -286,7 +286,12 @@ def test_open_tensors_picks_by_what_the_path_is(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_the_systems_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {"a": torch.zeros(4)}
-    with pytest.raises(FileNotFoundError) as missing:  # as the library says it today
+    save_tensors(tensors, tmp_path / "a.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode, (
+        "as shareable as any file"
+    )
+    with pytest.raises(FileNotFoundError) as missing:
         save_tensors(tensors, tmp_path / "no" / "a.safetensors")
     assert missing.value.filename == str(tmp_path / "no" / "a.safetensors")
 

@@ -39,8 +39,11 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
 
     OSError where the disk is full or the place is not to be written: the library has an error of its own for these.
     """
+    path.touch()
+    shareable = path.stat().st_mode  # the library makes its files private
     try:
         save_file(dict(tensors), path, metadata=dict(metadata) if metadata is not None else None)
+        path.chmod(shareable)
     except SafetensorError as error:
         if found := re.search(r"\(os error (\d+)\)", str(error)):
             number = int(found[1])
