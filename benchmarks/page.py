@@ -72,17 +72,20 @@ def peers_section(results: dict[str, Any]) -> str:
 
 def conditions(results: dict[str, Any]) -> str:
     """What it was measured with. Rows that were taken on different machines or programs each say so."""
-    said = []
+    loads: dict[tuple[str, str], list[float]] = {}
     for row in results["rows"]:
         machine = row["machine"]
         programs = ", ".join(f"{peer['name']} {peer['version']}" for peer in row["programs"])
         line = (
             f"Measured on {machine['cpu']} ({', '.join(machine['features'])}), threads: {row['threads']}, "
             f"{machine['memory_gb']} GB, {machine['system']}; tokenmill {machine['tokenmill']} computing in "
-            f"{row['dtype']}, torch {machine['torch']}; {programs}. Load of the machine: {machine['load']}."
+            f"{row['dtype']}, torch {machine['torch']}; {programs}."
         )
-        said.append(f"{line} {row['note']}".rstrip())
-    return "\n\n".join(dict.fromkeys(said))
+        loads.setdefault((line, row["note"]), []).append(machine["load"])
+    return "\n\n".join(
+        f"{line} Load of the machine: {' to '.join(map(str, sorted({min(found), max(found)})))}. {note}".rstrip()
+        for (line, note), found in loads.items()
+    )
 
 
 def _percent(figures: dict[str, Any]) -> str:
