@@ -150,8 +150,8 @@ inline void weigh(const uint8_t* values, int64_t d, int64_t feature, const float
     for (int f = 0; f < F; f++) store(out + m * ldo + feature + 16 * f, v[m][f]);
 }
 
-/// Asks for the 32 positions of a block half, keys or values, before they are needed: a core asks memory for more than
-/// the pages that it reads just now, so one row does not wait for each of them.
+/// Asks for keys or values that are read soon. A cache's blocks lie anywhere, and a core foresees nothing beyond a page:
+/// unasked, it would wait for each of them.
 inline void fetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
