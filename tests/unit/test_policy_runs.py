@@ -223,7 +223,8 @@ def test_killed_it_goes_on_exactly(place: Path, tmp_path: Path) -> None:
                 break
     assert process.returncode == -signal.SIGKILL
     resumed = train(resume=tmp_path / "runs" / "latest", watchers=[again])
-    assert again.starts[0].step in (6, 9)  # neither is a rollout's end
+    # whole by then, for checkpoints are written while training goes on; none of these is a rollout's end
+    assert again.starts[0].step in (3, 6, 9)
     assert seen.losses[again.starts[0].step :] == again.losses
     assert [step.extra["completions/length"] for step in seen.steps[-len(again.steps) :]] == [
         step.extra["completions/length"] for step in again.steps

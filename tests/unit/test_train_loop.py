@@ -211,7 +211,7 @@ def test_wsd_cools_down_from_any_checkpoint(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, watcher = loop(tmp_path, total=12)
-    real, calls = checkpoint.save_file, []
+    real, calls = checkpoint.save_tensors, []
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
         calls.append(path)
@@ -220,7 +220,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     end = made.run()
     assert end.reason == "finished"
     assert made.checkpoints.steps() == [4, 12]
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatc
     assert not list((tmp_path / "checkpoints").glob(".*"))
     again, _ = loop(tmp_path)
     again.resume(tmp_path / "checkpoints" / "step-4")
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    monkeypatch.setattr(checkpoint, "save_tensors", real)
     again.run()
     assert_same_bits(weights(made), weights(again))
 
@@ -238,7 +238,7 @@ def test_latest_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     made, _ = loop(tmp_path)
     made.save(background=False)
     made.progress.step = 1
-    for call in ("mkdir", "save_file", "write_text", "fsync", "replace", "symlink_to"):
+    for call in ("mkdir", "save_tensors", "write_text", "fsync", "replace", "symlink_to"):
         for after in range(3):
             left = [after]
 
@@ -251,7 +251,7 @@ def test_latest_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
                 return dying
 
-            owner = {"save_file": checkpoint, "fsync": checkpoint.os, "replace": checkpoint.os}.get(call, Path)
+            owner = {"save_tensors": checkpoint, "fsync": checkpoint.os, "replace": checkpoint.os}.get(call, Path)
             with monkeypatch.context() as patch:
                 patch.setattr(owner, call, die(getattr(owner, call)))
                 with contextlib.suppress(KeyboardInterrupt):
