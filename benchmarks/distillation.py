@@ -3,9 +3,9 @@
     python benchmarks/distillation.py --work build/distillation
 
 The text is Python's own language reference as every CPython carries it. Every other layer is taken out; the rest is
-trained on the same batches with the same settings, once by the data alone (``next_token``), once by the whole model's
-distributions (``distill``). Shown: bits a byte of held-out text after pruning and after either run, and of the whole
-model. Two runs of some minutes on two cores; what is stopped goes on where it was. The figures go to
+trained on the same batches with the same settings: by the data alone, by the whole model's distributions, and by its
+hidden states besides. Shown: bits a byte of held-out text after pruning and after either run, and of the whole
+model. Three runs of some minutes on two cores; what is stopped goes on where it was. The figures go to
 ``results/distillation.json``.
 """
 
@@ -26,6 +26,11 @@ import tokenmill
 MODEL = "smollm2:135m"
 RESULT = Path(__file__).parent / "results" / "distillation.json"
 LAYERS = 15
+CASES: dict[str, dict[str, Any]] = {
+    "distilled": {},
+    "distilled, hidden states too": {"distill": {"hidden_weight": 1.0}},
+    "alone": {},
+}
 
 
 def write_text(folder: Path) -> tuple[Path, Path]:
@@ -50,18 +55,16 @@ def halve(work: Path) -> Path:
     return out
 
 
-def run(
-    work: Path, objective: str, model: Path | str, paths: tuple[Path, Path], steps: int, tokens: int
-) -> dict[str, Any]:
+def run(work: Path, case: str, model: Path | str, paths: tuple[Path, Path], steps: int, tokens: int) -> dict[str, Any]:
     """Train, or go on with what was stopped; its last evaluation and its time."""
-    runs = work / f"runs-{objective}"
+    runs = work / f"runs-{case.replace(', ', '-').replace(' ', '-')}"
     latest = runs / "latest"
     began = time.perf_counter()
     if latest.exists():
         result = tokenmill.train(resume=latest.resolve())
     else:
         result = tokenmill.train(
-            "distill" if objective == "distill" else "pretrain",
+            "pretrain" if case == "alone" else "distill",
             model=str(model),
             size=None,
             data={"path": str(paths[0]), "eval": str(paths[1])},
@@ -83,6 +86,7 @@ def run(
             save_best=0,
             trackers=[],
             out=str(runs),
+            **CASES[case],
         )
     if result.reason == "stopped":
         raise SystemExit(f"stopped at step {result.step}; the same command goes on there")
@@ -121,8 +125,8 @@ def main() -> None:
     document: dict[str, Any] = {"model": MODEL, "layers": LAYERS, "steps": given.steps, "tokens_a_step": given.tokens}
     document["whole"] = untrained(MODEL, paths[1])
     document["pruned"] = untrained(half, paths[1])
-    for name, objective in (("distilled", "distill"), ("alone", "next_token")):
-        document[name] = run(given.work, objective, half, paths, given.steps, given.tokens)
+    for name in CASES:
+        document[name] = run(given.work, name, half, paths, given.steps, given.tokens)
         print(name, document[name], flush=True)
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
