@@ -95,6 +95,7 @@ def test_several_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--method", "rtn", "--text", "latin.txt"], "--text latin.txt: byte 3 is no UTF-8 text\n"),
         (["--method", "rtn", "--out", "latin.txt/x"], "/latin.txt\n"),
         ([*DATA, "--samples", "1"], "too short"),
+        (["--method", "rtn", "--samples", "4"], "--samples and --seq-len are of calibration data"),
     ],
 )
 def test_mistakes_are_said(words: list[str], why: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from tokenmill.config.compose import RECIPES, compose, known_keys, recipe_names
 from tokenmill.config.recipe import AdapterConfig, CorruptConfig, DataConfig, Recipe, Shape, Source
 from tokenmill.config.run_config import read_run_config, write_run_config
 from tokenmill.config.sweep import grid, space
-from tokenmill.core.errors import ConfigError, FormatError, NotFoundError, UsageError
+from tokenmill.core.errors import ConfigError, FormatError, NotFoundError, RecipeError, UsageError
 from tokenmill.nn import cost
 
 NEEDED = ["model=m", "data=x.jsonl"]
@@ -164,6 +164,12 @@ def test_contradictions_are_refused(overrides: list[str], part: str) -> None:
 def test_overrides_that_cannot_be_read(override: str, part: str) -> None:
     with pytest.raises(UsageError, match=part.replace("(", r"\(")):
         compose("lora", ["model=m", override])
+
+
+def test_a_recipes_mistakes_are_wrong_usage() -> None:
+    assert RecipeError.exit_status == 2
+    with pytest.raises(RecipeError):
+        compose("lora", ["modle=x"])
 
 
 def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenmill.cli.inputs import calibration_size
 from tokenmill.cli.output import Json, PullProgress, command_line, emit, human_count, step_progress, verb
 from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
 from tokenmill.core.finite import finite
@@ -53,13 +54,16 @@ def prune(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Calibration data, as for training; 5 % of it is measured on.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Documents of it that are looked at.")] = 128,
-    seq_len: Annotated[int, typer.Option(min=4, help="Tokens of a document at most.")] = 512,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Documents of it that are looked at. [default: 128]")
+    ] = None,
+    seq_len: Annotated[int | None, typer.Option(min=4, help="Tokens of a document at most. [default: 512]")] = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model: zero weights, or take out layers, neurons and heads."""
     given = {"sparsity": sparsity, "layers": layers, "rule": rule, "mlp_size": mlp_size, "kv_heads": kv_heads}
     _check(method, given, data)
+    documents, tokens = calibration_size(samples, seq_len, data)
 
     import torch
 
@@ -77,7 +81,7 @@ def prune(
     tokenizer = tokenizer_from_file(file)
     known = Calibration([], [])
     if data is not None:
-        known = calibration(_data(data), tokenizer, samples=samples, seq_len=seq_len)
+        known = calibration(_data(data), tokenizer, samples=documents, seq_len=tokens)
     original = model_from_file(file, device="cpu", dtype="float32")
     with step_progress("layers") as progress:
         result = run_job(job, original, known.documents, known.held_out, progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenmill.cli.inputs import text_of
+from tokenmill.cli.inputs import calibration_size, text_of
 from tokenmill.cli.output import (
     Json,
     PullProgress,
@@ -34,6 +34,8 @@ from tokenmill.cli.quantize_options import (
     KvCache,
     Layout,
     Method,
+    Samples,
+    SeqLen,
     Smooth,
     Symmetric,
 )
@@ -75,8 +77,8 @@ def quantize(
         list[str] | None,
         typer.Option(metavar="FILE", help="Calibration data of any kind that training takes; may be repeated."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration documents, spread over the data.")] = 128,
-    seq_len: Annotated[int, typer.Option(min=8, help="Most tokens of a calibration document.")] = 512,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
     text: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="UTF-8 text to measure on. [default: a part of the data that is held out]"),
@@ -111,7 +113,7 @@ def quantize(
     wanted = _compared(compare) if compare is not None else {method: settings(method, **given)}
     refuse_taken(out)
     _refuse_uncalibrated(wanted, data)
-    prepared = _prepare(model, wanted, data or [], samples, seq_len, text, dtype)
+    prepared = _prepare(model, wanted, data or [], calibration_size(samples, seq_len, data), text, dtype)
     try:
         if compare is not None:
             _compare(prepared, wanted, out, as_json)
@@ -172,8 +174,7 @@ def _prepare(
     name: str,
     wanted: dict[str, Settings],
     data: list[str],
-    samples: int,
-    seq_len: int,
+    size: tuple[int, int],
     text: Path | None,
     dtype: str,
 ) -> _Prepared:
@@ -191,7 +192,7 @@ def _prepare(
         files = Store().resolve(name, pull=True, progress=progress)
     file = open_tensors(files.weights())
     tokenizer = tokenizer_from_file(file)
-    found = _calibration(tokenizer, data, samples, seq_len)
+    found = _calibration(tokenizer, data, *size)
     windows = _windows(tokenizer, text, found)
     kept = torch.bfloat16 if stored_dtype(file) == torch.bfloat16 else torch.float16
     if dtype != "auto":
@@ -208,9 +209,9 @@ def _prepare(
         [state(path) for path in sorted(files.path.glob("*.safetensors"))] if files.path.is_dir() else state(files.path)
     )
     documents = found.documents if found is not None else []
-    size = folder_bytes(files.path)
+    weighs = folder_bytes(files.path)
     return _Prepared(
-        name, file, tokenizer, lambda settings: Job(name, key, settings, documents, original, kept, size), size
+        name, file, tokenizer, lambda settings: Job(name, key, settings, documents, original, kept, weighs), weighs
     )
 
 

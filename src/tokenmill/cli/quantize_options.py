@@ -36,6 +36,8 @@ Layout = Annotated[
         metavar="NAME", help="compressed-tensors, gptq, awq, bitsandbytes or squeezellm. [default: by method]"
     ),
 ]
+Samples = Annotated[int | None, typer.Option(min=1, help="Calibration documents, spread over the data. [default: 128]")]
+SeqLen = Annotated[int | None, typer.Option(min=8, help="Most tokens of a calibration document. [default: 512]")]
 Damping = Annotated[
     float | None,
     typer.Option(

@@ -5,7 +5,7 @@
     composed.origins["adapter.rank"]        # "override"
 
 Values may also be given as Python's own (`compose("lora", values={"lr": 1e-4})`). Everything that is wrong is said in
-one ConfigError: unknown keys with the nearest known one, wrong types, contradictions.
+one RecipeError: unknown keys with the nearest known one, wrong types, contradictions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tokenmill.config.check import contradictions
 from tokenmill.config.hydra_compose import compose_file, parse_override
 from tokenmill.config.recipe import Recipe, Source
 from tokenmill.config.rewards import KINDS as REWARDS
-from tokenmill.core.errors import ConfigError, NotFoundError, did_you_mean
+from tokenmill.core.errors import NotFoundError, RecipeError, did_you_mean
 
 EXCLUSIVE = (("steps", "epochs", "tokens"), ("accumulate", "batch_tokens"), ("model", "size"))
 """Keys that say the same in different words: an override of one takes the place of a recipe's other one."""
@@ -62,7 +62,7 @@ def recipe_file(recipe: str | Path) -> Path:
         return shipped
     if path.is_file():
         if path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"{path}: a recipe is a .yaml file")
+            raise RecipeError(f"{path}: a recipe is a .yaml file")
         return path
     near = did_you_mean(str(recipe), recipe_names())
     raise NotFoundError(f"no recipe {str(recipe)!r}{near}; give a .yaml file or one of: {', '.join(recipe_names())}")
@@ -79,7 +79,7 @@ def compose(
         values: the same as Python values; nested ones as mappings or with dotted keys.
 
     Raises:
-        NotFoundError: no such recipe. UsageError: an override that cannot be read. ConfigError: all else.
+        NotFoundError: no such recipe. UsageError: an override that cannot be read. RecipeError: all else.
     """
     if isinstance(recipe, Mapping):
         tree, name, source = _merged({}, recipe), "custom", "the recipe"
@@ -166,7 +166,7 @@ def _checked(tree: Mapping[str, Any], source: str) -> Recipe:
     problems += [text for keys, text in contradictions(recipe) if not wrong & set(keys)]
     if problems:
         several = f"{len(problems)} problems:\n  " if len(problems) > 1 else ""
-        raise ConfigError(f"{source}: {several}" + "\n  ".join(problems))
+        raise RecipeError(f"{source}: {several}" + "\n  ".join(problems))
     return recipe
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenmill.core.errors import ConfigError, UsageError
+from tokenmill.core.errors import RecipeError, UsageError
 
 _LOCK = threading.Lock()
 
@@ -42,7 +42,7 @@ def compose_file(file: Path, shipped: Path) -> dict[str, Any]:
     """The plain values of a recipe file. Its ``defaults`` name files beside it, or recipes in the folder `shipped`.
 
     Raises:
-        ConfigError: broken YAML, a missing default, an interpolation that leads nowhere.
+        RecipeError: broken YAML, a missing default, an interpolation that leads nowhere.
     """
     from hydra import compose
     from hydra.errors import HydraException
@@ -57,9 +57,9 @@ def compose_file(file: Path, shipped: Path) -> dict[str, Any]:
             config = compose(file.stem, overrides=[f"hydra.searchpath=['file://{path}']"])
         plain = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {_first_lines(error)}") from error
+        raise RecipeError(f"{file}: {_first_lines(error)}") from error
     if not isinstance(plain, dict):
-        raise ConfigError(f"{file}: a recipe is a mapping of keys to values, not a {type(plain).__name__}")
+        raise RecipeError(f"{file}: a recipe is a mapping of keys to values, not a {type(plain).__name__}")
     return {str(key): value for key, value in plain.items()}
 
 

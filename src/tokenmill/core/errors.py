@@ -28,6 +28,10 @@ class ConfigError(TokenmillError, ValueError):
     """A model's or a recipe's configuration has a key or value that is not understood or not possible."""
 
 
+class RecipeError(ConfigError, UsageError):
+    """A recipe that was asked for, its file or what the command line adds, has such a key or value."""
+
+
 class FormatError(TokenmillError, ValueError):
     """A file is broken or not what it claims to be. Names the file and the place in it."""
 

@@ -3,7 +3,7 @@
     recipe = read_recipe("web", ["input=raw/", "output=curated", "steps.gopher.min_words=20"])
 
 As with training recipes: a name or a ``.yaml`` file, overrides in Hydra's grammar, and everything that is wrong said in
-one ConfigError.
+one RecipeError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from tokenmill.config.compose import RECIPES
 from tokenmill.config.hydra_compose import compose_file, parse_override
 from tokenmill.config.parts import Count, Part
-from tokenmill.core.errors import ConfigError, NotFoundError, did_you_mean
+from tokenmill.core.errors import ConfigError, NotFoundError, RecipeError, did_you_mean
 from tokenmill.data.curate.steps import entry
 
 SHIPPED = RECIPES / "data"
@@ -99,7 +99,7 @@ def read_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
         overrides: ``key=value``; ``steps.NAME.OPTION=value`` sets an option of the step of that name.
 
     Raises:
-        NotFoundError: no such recipe. UsageError: an override that cannot be read. ConfigError: all else.
+        NotFoundError: no such recipe. UsageError: an override that cannot be read. RecipeError: all else.
     """
     if isinstance(recipe, Mapping):
         tree, source = dict(recipe), "the recipe"
@@ -120,7 +120,7 @@ def read_recipe(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str]
         problems += _said(error, CurateRecipe)
     if problems:
         several = f"{len(problems)} problems:\n  " if len(problems) > 1 else ""
-        raise ConfigError(f"{source}: {several}" + "\n  ".join(problems))
+        raise RecipeError(f"{source}: {several}" + "\n  ".join(problems))
     return checked
 
 
@@ -130,7 +130,7 @@ def _file(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.is_file():
         if path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"{path}: a recipe is a .yaml file")
+            raise RecipeError(f"{path}: a recipe is a .yaml file")
         return path
     names = recipe_names()
     near = did_you_mean(str(recipe), names)
