@@ -107,7 +107,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert word in page
     assert main(words) == 0
     assert "already there" in capsys.readouterr().out
-    assert main([*words, "steps.gopher.min_wrods=3", "wrokers=2"]) == 1
+    assert main([*words, "steps.gopher.min_wrods=3", "wrokers=2"]) == 2
     said = capsys.readouterr().err
     assert "did you mean 'min_words'" in said
     assert "did you mean 'workers'" in said
