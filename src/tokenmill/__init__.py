@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmill.core.version import __version__
 
 if TYPE_CHECKING:
+    from tokenmill.engine.repetition import RepetitionDetection as RepetitionDetection
     from tokenmill.engine.sampling_params import SamplingParams as SamplingParams
     from tokenmill.llm import LLM as LLM
     from tokenmill.models import load_model as load_model
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "LLM": "tokenmill.llm",
+    "RepetitionDetection": "tokenmill.engine.repetition",
     "SamplingParams": "tokenmill.engine.sampling_params",
     "load_model": "tokenmill.models",
     "load_tokenizer": "tokenmill.models",
 }
 
-__all__ = ["LLM", "SamplingParams", "__version__", "load_model", "load_tokenizer", "train"]
+__all__ = ["LLM", "RepetitionDetection", "SamplingParams", "__version__", "load_model", "load_tokenizer", "train"]
 
 
 def __getattr__(name: str) -> Any:

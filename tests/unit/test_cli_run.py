@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenmill.cli.app import main
 from tokenmill.cli.repl.host import StoreHost
 from tokenmill.cli.repl.session import Session
 from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.engine.repetition import RepetitionDetection
 from tokenmill.engine.sampling_params import SamplingParams
 from tokenmill.store import ModelFiles
 
@@ -102,7 +104,7 @@ def test_one_shot(fake: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_not_given_comes_from_the_model(fake: FakeLLM) -> None:
     assert main(["run", "m", "x"]) == 0
-    assert fake.params == [fake.default_params]
+    assert fake.params == [replace(fake.default_params, repetition_detection=RepetitionDetection())]
 
 
 def test_json_is_all_of_stdout(fake: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +130,14 @@ def test_a_full_context_is_told_and_a_limit_is_not(fake: FakeLLM, capsys: pytest
     fake.default_params = SamplingParams(max_tokens=3)  # the Modelfile's
     assert main(["run", "m", "x"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_an_answer_that_repeats_itself_is_told(fake: FakeLLM, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.finish_reason = "repetition"
+    assert main(["run", "m", "x"]) == 0
+    assert "repeats itself" in capsys.readouterr().err
+    assert main(["run", "m", "x", "--max-tokens", "300"]) == 0
+    assert fake.params[-1].repetition_detection is None  # the person's limit holds
 
 
 def test_a_terminal_gets_whole_words_and_no_control_characters(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.cli.output import human_duration
 from tokenmill.cli.served import ServedModel, ServedSettings, ServedStats
-from tokenmill.engine.sampling_params import from_ollama
+from tokenmill.engine.sampling_params import as_ollama
 
 if TYPE_CHECKING:
     from tokenmill import LLM, SamplingParams
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "interrupted"
 CONTEXT_FULL = "(the answer ends here because the context is full)"
+GOES_ROUND = (
+    "(the answer ends here because it only repeats itself; a limit of your own, --max-tokens N or "
+    "/set parameter num_predict N, lets it go on to there, and num_predict -1 without end)"
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,15 @@ def settings_of(llm: LLM | ServedModel, options: Mapping[str, Any]) -> SamplingP
     """The session's `options` over the model's own, as its ``stream`` takes them."""
     if isinstance(llm, ServedModel):
         return llm.settings(options)
-    return replace(llm.default_params, **from_ollama(options))
+    return as_ollama(llm.default_params, llm.files.parameters, options)
 
 
-def context_is_full(answer: Answer, params: SamplingParams | ServedSettings) -> bool:
-    """Whether the answer ends because the context does, and not because of a limit that somebody set."""
-    return answer.finish_reason == "length" and params.max_tokens is None
+def told_end(answer: Answer, params: SamplingParams | ServedSettings) -> str | None:
+    """What a person should know about how the answer ended: the context did, and no limit that somebody set, or it
+    went round in circles."""
+    if answer.finish_reason == "length" and params.max_tokens is None:
+        return CONTEXT_FULL
+    return GOES_ROUND if answer.finish_reason == "repetition" else None
 
 
 def ask(

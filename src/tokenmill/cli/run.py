@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tokenmill.cli.answer import CONTEXT_FULL, ask, context_is_full, settings_of, speaks_chat
+from tokenmill.cli.answer import ask, settings_of, speaks_chat, told_end
 from tokenmill.cli.output import Json, PullProgress, emit, note, verb, waiting
 from tokenmill.cli.repl.session import Session
 from tokenmill.cli.repl.wrap import WordWrap
@@ -189,8 +189,8 @@ def _one_shot(session: Session, text: str, as_json: bool) -> None:
     answer = ask(llm, prompt, params, write, format=session.format, load_s=load_s)
     flush("" if answer.text.endswith("\n") else "\n")
     emit(answer.document(session.model), as_json, "")
-    if context_is_full(answer, params):
-        note(CONTEXT_FULL)
+    if (end := told_end(answer, params)) is not None:
+        note(end)
     if session.verbose:
         note(answer.figures())
 

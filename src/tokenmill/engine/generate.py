@@ -11,6 +11,7 @@ import torch
 
 from tokenmill.core.errors import OutOfContextError, TokenmillError, UsageError
 from tokenmill.engine.prompt_scores import score_prompt
+from tokenmill.engine.repetition import repeats
 from tokenmill.engine.request import FinishReason, Request, Step
 from tokenmill.engine.sampler import Sampler
 from tokenmill.nn.context import Cached, SequenceCache
@@ -118,5 +119,7 @@ def next_step(request: Request, sampler: Sampler, logits_V: torch.Tensor, limit:
 def _reason(request: Request, token: int, limit: int) -> FinishReason | None:
     if token in request.stop_ids or (request.guide is not None and request.guide.stopped):
         return "stop"
-    full = len(request.output) == request.params.max_tokens or len(request.prompt) + len(request.output) >= limit
-    return "length" if full else None
+    if len(request.output) == request.params.max_tokens or len(request.prompt) + len(request.output) >= limit:
+        return "length"
+    loops = request.params.repetition_detection
+    return "repetition" if loops is not None and repeats(request.output, loops) else None

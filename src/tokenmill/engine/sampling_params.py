@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tokenmill.core.errors import UsageError, did_you_mean
+from tokenmill.engine.repetition import RepetitionDetection
 
 MAX_LOGPROBS = 100
 MAX_N = 1024
@@ -56,6 +57,8 @@ class SamplingParams:
     """End-of-text and stop tokens are not drawn before this many."""
     max_tokens: int | None = None
     """At most this many new tokens; None is up to the end of the context."""
+    repetition_detection: RepetitionDetection | None = None
+    """End an answer that only repeats itself; None lets it."""
     logprobs: int | None = None
     """Report the log-probability of each token and of this many most likely ones, before any of the above."""
     drawn_logprobs: bool = False
@@ -108,6 +111,18 @@ def from_ollama(options: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
+def as_ollama(defaults: SamplingParams, modelfile: Mapping[str, Any], options: Mapping[str, Any]) -> SamplingParams:
+    """A model's ``defaults`` with a person's options by Ollama's names over them.
+
+    Where neither they nor the Modelfile said how long an answer may be, one that only repeats itself ends; Ollama, too,
+    has no limit but gives up when it sees one token a hundred times. Who sets ``num_predict``, be it to -1 for no
+    limit, gets just that.
+    """
+    bound = "num_predict" in options or "num_predict" in modelfile
+    loops = None if bound else RepetitionDetection()
+    return replace(defaults, **from_ollama(options), repetition_detection=loops)
+
+
 def _real(least: float, most: float = math.inf) -> Any:
     return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and least <= v <= most and math.isfinite(v)
 
@@ -149,6 +164,7 @@ _CHECKS = (
     ("stop_token_ids", "token ids", _all(_whole(0), 4096)),
     ("min_tokens", "a whole number, 0 or more", _whole(0)),
     ("max_tokens", "a whole number, 0 or more, or None", _or_none(_whole(0))),
+    ("repetition_detection", "a RepetitionDetection or None", _or_none(lambda v: isinstance(v, RepetitionDetection))),
     ("logprobs", f"a whole number from 0 to {MAX_LOGPROBS}, or None", _or_none(_whole(0, MAX_LOGPROBS))),
     ("prompt_logprobs", f"a whole number from 0 to {MAX_LOGPROBS}, or None", _or_none(_whole(0, MAX_LOGPROBS))),
     ("drawn_logprobs", "true or false", lambda v: isinstance(v, bool)),

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tokenmill.cli.answer import CONTEXT_FULL, INTERRUPTED, Answer, ask, context_is_full, settings_of, speaks_chat
+from tokenmill.cli.answer import INTERRUPTED, Answer, ask, settings_of, speaks_chat, told_end
 from tokenmill.cli.output import note
 from tokenmill.cli.repl.commands import Commands, Quit
 from tokenmill.cli.repl.host import StoreHost
@@ -90,8 +90,8 @@ class Chat:
             session.messages.append({"role": "assistant", "content": answer.text})
         else:
             session.messages.pop()
-        if context_is_full(answer, params):
-            note(CONTEXT_FULL)
+        if (end := told_end(answer, params)) is not None:
+            note(end)
         if session.verbose:
             note(answer.figures())
 

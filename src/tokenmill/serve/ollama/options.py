@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tokenmill.core.errors import OutOfContextError, UsageError, did_you_mean
-from tokenmill.engine.sampling_params import SamplingParams, from_ollama
+from tokenmill.engine.sampling_params import SamplingParams, as_ollama
 from tokenmill.llm import LLM
 from tokenmill.store import parameters
 
@@ -35,7 +35,7 @@ def checked(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def sampling(llm: LLM, options: Mapping[str, Any], logprobs: int | None) -> SamplingParams:
     """The model's own parameters with the checked `options` over them."""
-    return replace(llm.default_params, **from_ollama(options), logprobs=logprobs)
+    return replace(as_ollama(llm.default_params, llm.files.parameters, options), logprobs=logprobs)
 
 
 def within(params: SamplingParams, num_prompt: int, num_ctx: int | None) -> SamplingParams:

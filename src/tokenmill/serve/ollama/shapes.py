@@ -47,7 +47,7 @@ class Line(Shape):
     model: str
     created_at: str
     done: bool = False
-    done_reason: Literal["stop", "length", "load", "unload"] = "stop"
+    done_reason: Literal["stop", "length", "repetition", "load", "unload"] = "stop"
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0

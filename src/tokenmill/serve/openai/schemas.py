@@ -14,6 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from tokenmill.core.errors import did_you_mean
+from tokenmill.engine.repetition import MAX_PATTERN, RepetitionDetection
 from tokenmill.serve.description import NEVER
 
 MAX_N = 128
@@ -68,6 +69,27 @@ def _refusal(name: str, why: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{param}: {why}", {"param": plain, "why": why})
 
 
+class Repetition(Strict):
+    """vLLM's: an answer ends (``finish_reason`` is ``repetition``) when it has a pattern so often one after another."""
+
+    max_pattern_size: int = Field(0, ge=0, le=MAX_PATTERN)
+    """In tokens; 0 is off."""
+    min_pattern_size: int = Field(0, ge=0, le=MAX_PATTERN)
+    """In tokens; 0 is 1."""
+    min_count: int = Field(0, ge=0, lt=2**31)
+
+    @property
+    def rule(self) -> RepetitionDetection | None:
+        """As `SamplingParams` takes it. Raises UsageError for numbers that do not go together."""
+        if not self.max_pattern_size:
+            return None
+        return RepetitionDetection(
+            max_pattern_size=self.max_pattern_size,
+            min_pattern_size=self.min_pattern_size or 1,
+            min_count=self.min_count,
+        )
+
+
 class Sampling(Strict):
     """What chat and completions have in common; the second half are vLLM's extras."""
 
@@ -88,6 +110,7 @@ class Sampling(Strict):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    repetition_detection: Repetition | None = None
     priority: int = Field(0, ge=0, lt=2**31)
     """Who sends a larger number lets the others go first. Nobody can send one that puts them ahead."""
     cache_salt: str = Field("", max_length=256)

@@ -72,7 +72,7 @@ class ChatLogprobs(Shape):
     refusal: None
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "repetition", "tool_calls"]
 
 
 class ChatChoice(Shape):
@@ -103,7 +103,7 @@ class TextChoice(Shape):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "repetition"] | None
 
 
 class TextCompletion(Shape):

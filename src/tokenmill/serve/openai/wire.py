@@ -56,6 +56,8 @@ def sampling(body: Sampling, defaults: SamplingParams, **more: Any) -> SamplingP
         given["stop"] = tuple(dict.fromkeys([*defaults.stop, *asked]))
     if body.stop_token_ids:
         given["stop_token_ids"] = (*defaults.stop_token_ids, *body.stop_token_ids)
+    if body.repetition_detection is not None:
+        given["repetition_detection"] = body.repetition_detection.rule
     return replace(defaults, **given, **more)
 
 

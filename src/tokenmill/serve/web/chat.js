@@ -4,6 +4,8 @@ import { render } from "/web/markdown.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTINGS = ["system", "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
+// An answer that only repeats itself ends, unless a limit of tokens is set: as for `tokenmill run` (engine/repetition.py).
+const LOOPS = { max_pattern_size: 256, min_pattern_size: 32, min_count: 8 };
 const STORED = "tokenmill.chat";
 const state = { messages: [], settings: {}, model: "", key: "" };
 let running = null; // the AbortController of the answer that is being written
@@ -57,6 +59,7 @@ function request() {
   const body = { model: state.model, messages: [...state.messages], stream: true, stream_options: { include_usage: true } };
   if (system) body.messages.unshift({ role: "system", content: system });
   for (const [name, value] of Object.entries(numbers)) if (value !== "") body[name] = Number(value);
+  if (!body.max_tokens) body.repetition_detection = LOOPS;
   return JSON.stringify(body);
 }
 
@@ -125,8 +128,8 @@ function figures(started, first, usage, reason) {
   const rate = usage.completion_tokens > 1 && seconds > 0 ? `${((usage.completion_tokens - 1) / seconds).toFixed(1)} tokens/s · ` : "";
   const cached = usage.prompt_tokens_details?.cached_tokens ? ` (${usage.prompt_tokens_details.cached_tokens} cached)` : "";
   const wait = first ? `first word after ${((first - started) / 1000).toFixed(2)} s · ` : "";
-  const cut = reason === "length" ? " · cut at the limit of tokens" : "";
-  $("figures").textContent = `${rate}${wait}${usage.prompt_tokens} tokens in${cached}, ${usage.completion_tokens} out${cut}`;
+  const ends = { length: " · cut at the limit of tokens", repetition: " · ended, for it only repeated itself" };
+  $("figures").textContent = `${rate}${wait}${usage.prompt_tokens} tokens in${cached}, ${usage.completion_tokens} out${ends[reason] ?? ""}`;
 }
 
 // --- what is seen
