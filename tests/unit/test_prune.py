@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -252,8 +253,27 @@ def test_a_folder_is_whole_or_not_there(tmp_path) -> None:
         (folder / "whole").write_text("x")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["whole"]
     assert not list(tmp_path.glob(".out.writing-*"))
+    assert (tmp_path / "out").stat().st_mode == tmp_path.joinpath("o[u]t").stat().st_mode
     with pytest.raises(UsageError, match="new or empty"), built_aside(tmp_path / "out"):
         pass
     with pytest.raises(ZeroDivisionError), built_aside(tmp_path / "other"):
         raise ZeroDivisionError
     assert not (tmp_path / "other").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_that_write_one_folder_do_not_disturb_each_other(tmp_path) -> None:
+    """The second is refused before it has worked for nothing; the first one's folder is whole."""
+    with built_aside(tmp_path / "out") as folder:
+        (folder / "first").write_text("x")
+        with pytest.raises(UsageError, match="another command is writing there"), built_aside(tmp_path / "out"):
+            pass
+        code = "import sys; from pathlib import Path; from tokenmill.formats.aside import built_aside as b\n"
+        code += "with b(Path(sys.argv[1])): pass"
+        command = [sys.executable, "-c", code, tmp_path / "out"]
+        other = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert "another command is writing there" in other.stderr
+        with built_aside(tmp_path / "other"):
+            pass
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["first"]
+    assert not list(tmp_path.glob(".*"))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tokenmill.core.errors import UsageError
 
+_LOCK = "lock"
+
 
 def refuse_taken(out: Path) -> None:
     """UsageError where something is at ``out`` that is no empty folder, and where no folder can be made."""
@@ -37,24 +39,38 @@ def built_aside(out: Path) -> Iterator[Path]:
     """Inside, a folder to build in; it becomes ``out`` when everything went well, else it is removed.
 
     A process that is killed leaves a folder ``.NAME.writing-…`` beside, never half of ``out``; the next one that writes
-    there removes it. UsageError where ``out`` is taken.
+    there removes it. UsageError where ``out`` is taken, or where somebody else is writing it just now.
     """
+    from filelock import FileLock
+
     refuse_taken(out)
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.writing-"
-    for left in out.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
     try:
-        yield stage
-        stage.chmod(0o777 & ~_umask())
-        move_into_place(stage, out)
+        with FileLock(work / _LOCK):  # first this, then a look at others: of two that begin at once one sees the other
+            for left in out.parent.glob(f"{glob.escape(prefix)}*"):
+                if left != work:
+                    _remove_left(left, out)
+            stage = work / out.name
+            stage.mkdir()
+            yield stage
+            move_into_place(stage, out)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove_left(left: Path, out: Path) -> None:
+    """Remove what a process left that was killed. UsageError where it lives and holds its lock."""
+    from filelock import FileLock, Timeout
+
+    if not (left / _LOCK).exists():  # it begins just now, or was killed when it began: there is nothing in it
+        return
+    try:
+        with FileLock(left / _LOCK).acquire(blocking=False):
+            shutil.rmtree(left, ignore_errors=True)
+    except Timeout:
+        raise UsageError(
+            f"--out {out}: another command is writing there just now; wait for it, or give another folder"
+        ) from None
