@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from tokenmill.cli import app as cli
-from tokenmill.core.errors import NotFoundError, OutOfContextError
+from tokenmill.core.errors import NotFoundError, OutOfContextError, UnknownNameError
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     ("error", "status", "said"),
     [
         (NotFoundError("no model 'x'"), 1, "Error: no model 'x'\n"),
+        (UnknownNameError("no recipe 'x'"), 2, "Error: no recipe 'x'\n"),
         (OutOfContextError("too long"), 2, "Error: too long\n"),
         (PermissionError(13, "Permission denied", "file"), 1, "Error: file: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "Error: No space left on device\n"),
@@ -153,3 +154,17 @@ def test_a_template_that_cannot_run_is_refused_before_anything_is_stored(
         modelfile.write_text(f'FROM nothing\nTEMPLATE """{source}"""\n', encoding="utf-8")
         assert cli.main(["create", "broken", "-f", str(modelfile)]) == 1
         assert "template" in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["train", "loar"], "lora"),
+        (["data", "run", "wbe", "input=x", "output=y"], "web"),
+        (["plan", "memory", "llama-3.1-8b", "--gpu", "rtx-4091"], "rtx-4090"),
+        (["eval", "tasks", "nosuch.gguf", "--tasks", "redding"], "reading"),
+    ],
+)
+def test_a_name_of_a_few_is_wrong_usage(words: list[str], near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert f"did you mean '{near}'" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from tokenmill.config.check import contradictions
 from tokenmill.config.hydra_compose import compose_file, parse_override
 from tokenmill.config.recipe import Recipe, Source
 from tokenmill.config.rewards import KINDS as REWARDS
-from tokenmill.core.errors import NotFoundError, RecipeError, did_you_mean
+from tokenmill.core.errors import RecipeError, UnknownNameError, did_you_mean
 
 EXCLUSIVE = (("steps", "epochs", "tokens"), ("accumulate", "batch_tokens"), ("model", "size"))
 """Keys that say the same in different words: an override of one takes the place of a recipe's other one."""
@@ -55,7 +55,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(recipe: str | Path) -> Path:
-    """The file of a recipe given by name or path; NotFoundError names what there is."""
+    """The file of a recipe given by name or path; UnknownNameError names what there is."""
     shipped = RECIPES / f"{recipe}.yaml"
     path = Path(recipe)
     if isinstance(recipe, str) and recipe in recipe_names():
@@ -65,7 +65,8 @@ def recipe_file(recipe: str | Path) -> Path:
             raise RecipeError(f"{path}: a recipe is a .yaml file")
         return path
     near = did_you_mean(str(recipe), recipe_names())
-    raise NotFoundError(f"no recipe {str(recipe)!r}{near}; give a .yaml file or one of: {', '.join(recipe_names())}")
+    known = ", ".join(recipe_names())
+    raise UnknownNameError(f"no recipe {str(recipe)!r}{near}; give a .yaml file or one of: {known}")
 
 
 def compose(

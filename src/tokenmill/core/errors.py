@@ -48,6 +48,10 @@ class NotFoundError(StoreError, LookupError):
     """No such model, file or revision."""
 
 
+class UnknownNameError(NotFoundError, UsageError):
+    """A name that is none of the few there are: of a recipe, a task, a GPU of the catalog."""
+
+
 class NetworkError(TokenmillError):
     """A download or upload failed in a way that trying again may mend."""
 

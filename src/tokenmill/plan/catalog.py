@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tokenmill.core.errors import ConfigError, NotFoundError, did_you_mean
+from tokenmill.core.errors import ConfigError, UnknownNameError, did_you_mean
 from tokenmill.core.paths import home
 
 GIB = 1 << 30
@@ -171,7 +171,7 @@ class Catalog(Generic[E_co]):
         """By name or alias, whatever the case and the punctuation.
 
         Raises:
-            NotFoundError: nothing is called so; the message has the nearest name.
+            UnknownNameError: nothing is called so; the message has the nearest name.
         """
         names = {_plain(key): key for key in self.entries}
         names |= {_plain(alias): key for key, entry in self.entries.items() for alias in entry.aliases}
@@ -181,7 +181,7 @@ class Catalog(Generic[E_co]):
             for plain, entry in names.items():  # as the catalog writes it
                 near = near.replace(repr(plain), repr(entry))
             known = ", ".join(sorted(self.entries))
-            raise NotFoundError(f"no {self.kind} {name!r} in the catalog{near}; known: {known}")
+            raise UnknownNameError(f"no {self.kind} {name!r} in the catalog{near}; known: {known}")
         return self.entries[found]
 
     def source_of(self, entry: Entry, figure: str) -> Source:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from tokenmill.config.compose import RECIPES
 from tokenmill.config.hydra_compose import compose_file, parse_override
 from tokenmill.config.parts import Count, Part
-from tokenmill.core.errors import ConfigError, NotFoundError, RecipeError, did_you_mean
+from tokenmill.core.errors import ConfigError, RecipeError, UnknownNameError, did_you_mean
 from tokenmill.data.curate.steps import entry
 
 SHIPPED = RECIPES / "data"
@@ -134,7 +134,7 @@ def _file(recipe: str | Path) -> Path:
         return path
     names = recipe_names()
     near = did_you_mean(str(recipe), names)
-    raise NotFoundError(f"no curation recipe {str(recipe)!r}{near}; give a .yaml file or one of: {', '.join(names)}")
+    raise UnknownNameError(f"no curation recipe {str(recipe)!r}{near}; give a .yaml file or one of: {', '.join(names)}")
 
 
 def _part(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tokenmill.core.errors import ConfigError, NotFoundError, UsageError, did_you_mean
+from tokenmill.core.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from tokenmill.data.files import Broken, find_files, read_rows
 from tokenmill.evals.identity import content_digest, digest_of
 
@@ -134,7 +134,7 @@ def load_task(name: str) -> Task:
         config = None
     else:
         near = did_you_mean(name, shipped())
-        raise NotFoundError(f"there is no task {name!r}{near}; there are {', '.join(shipped())}, or give a file")
+        raise UnknownNameError(f"there is no task {name!r}{near}; there are {', '.join(shipped())}, or give a file")
     rows = _rows(files)
     if config is None:
         config = _inferred(path, rows)
