@@ -177,9 +177,11 @@ def test_a_conversation_in_the_page(drive: Drive, store: Store) -> None:
   await until(() => $("model").value);
   const focus = document.activeElement.id;
   type("temperature", "0"); type("max_tokens", "12"); type("system", "Be brief.");
+  document.body.style.height = "220px";
   type("prompt", "the cat sat on");
   press("Enter");
   await until(() => answers().length); await done();
+  const below = $("conversation").scrollHeight - $("conversation").scrollTop - $("conversation").clientHeight;
   type("prompt", "and the dog");
   press("Enter", { shiftKey: true });
   const held = $("send").hidden;
@@ -196,7 +198,7 @@ def test_a_conversation_in_the_page(drive: Drive, store: Store) -> None:
   press("o", { ctrlKey: true, shiftKey: true });
   const left = JSON.parse(localStorage.getItem("tokenmill.chat")).messages.length;
   const model = $("model").value, hint = !!document.querySelector(".hint");
-  return { focus, held, kept, figures, stopped, copies, left, model, hint };
+  return { focus, held, kept, figures, stopped, copies, left, model, hint, below };
 """)
     assert "failed" not in found, found
     assert found["problems"] == []
@@ -215,6 +217,7 @@ def test_a_conversation_in_the_page(drive: Drive, store: Store) -> None:
     assert (found["focus"], found["held"], found["model"], found["left"]) == ("prompt", False, "tiny:latest", 0)
     assert found["stopped"] > 0
     assert found["copies"] == 3
+    assert found["below"] < 2  # what stands under an answer is in sight
     assert found["hint"]
 
 

@@ -172,6 +172,18 @@ def test_another_program_on_the_port_is_left_alone(monkeypatch: pytest.MonkeyPat
         assert not any("authorization" in seen.headers for seen in other.seen), "the key is not for strangers"
 
 
+def test_what_is_no_server_of_models_is_not_told_as_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Ollama() as other:
+        monkeypatch.setenv("TOKENMILL_HOST", other.url)
+        assert main(["ps"]) == 1
+    assert f"what answers at {other.url} is no server of models" in capsys.readouterr().err
+    monkeypatch.setenv("TOKENMILL_HOST", "127.0.0.1:1")
+    assert main(["ps"]) == 1
+    assert "no server answers at http://127.0.0.1:1 " in capsys.readouterr().err
+
+
 def test_without_the_setting_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKENMILL_HOST")
     monkeypatch.setattr("tokenmill.cli.remote.DEFAULT_PORT", 1)

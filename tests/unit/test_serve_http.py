@@ -332,3 +332,5 @@ def test_a_port_that_is_taken_is_said_before_models_are_loaded(capsys: pytest.Ca
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 1
     assert "another program listens there" in capsys.readouterr().err
+    assert main(["serve", "--host", "192.0.2.1", "--insecure", "--port", "0"]) == 1  # an address of nobody's
+    assert "no such address; --host takes another" in capsys.readouterr().err

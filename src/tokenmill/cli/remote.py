@@ -104,8 +104,13 @@ def _unreachable(url: str) -> Iterator[None]:
         yield
     except TokenmillError:  # UsageError is a ValueError too
         raise
-    except (httpx.HTTPError, ValueError) as error:
+    except httpx.HTTPError as error:
         raise TokenmillError(f"no server answers at {url} ({error}); start one with `tokenmill serve`") from None
+    except ValueError:  # no JSON
+        raise TokenmillError(
+            f"what answers at {url} is no server of models; TOKENMILL_HOST says where one is, "
+            "`tokenmill serve` starts one"
+        ) from None
 
 
 def _problem(reply: httpx.Response, answer: Any) -> TokenmillError:

@@ -81,6 +81,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
+        what = f"cannot listen on {host} port {port}"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise TokenmillError(f"{what}: this machine has no such address; --host takes another") from None
         taken = error.errno == errno.EADDRINUSE
-        why = "another program listens there (Ollama's port is the same)" if taken else str(error)
-        raise TokenmillError(f"cannot listen on {host} port {port}: {why}; --port takes another") from None
+        why = "another program listens there (Ollama's port is the same)" if taken else error.strerror
+        raise TokenmillError(f"{what}: {why}; --port takes another") from None

@@ -146,9 +146,15 @@ function article(message) {
   return parts;
 }
 
-function draw({ node, body }, message) {
+function atEnd() {
   const main = $("conversation");
-  const following = main.scrollHeight - main.scrollTop - main.clientHeight < 80;
+  return main.scrollHeight - main.scrollTop - main.clientHeight < 80;
+}
+
+function toEnd() { $("conversation").scrollTop = $("conversation").scrollHeight; }
+
+function draw({ node, body }, message) {
+  const following = atEnd();
   if (message.role === "user") body.textContent = message.content;
   else {
     const open = node.querySelector("details")?.open ?? !message.content;
@@ -156,7 +162,7 @@ function draw({ node, body }, message) {
     if (message.thinking) body.prepend(thinking(message.thinking, open));
     for (const pre of body.querySelectorAll("pre")) pre.append(copier(() => pre.querySelector("code").textContent));
   }
-  if (following) main.scrollTop = main.scrollHeight;
+  if (following) toEnd();
 }
 
 function thinking(text, open) {
@@ -186,7 +192,9 @@ function tools({ node }, message) {
   const row = document.createElement("div");
   row.className = "tools";
   row.append(copier(() => message.content));
+  const following = atEnd();
   node.append(row);
+  if (following) toEnd();
 }
 
 function fail(error) {
@@ -226,7 +234,7 @@ function show() {
     hint.className = "hint";
     hint.textContent = "Ask the model something. The conversation stays in this browser.";
   }
-  $("conversation").scrollTop = $("conversation").scrollHeight;
+  toEnd();
 }
 
 // --- what people do
