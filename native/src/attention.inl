@@ -49,8 +49,13 @@ inline void write_int8(const Cache& c, uint8_t* record, int64_t j, const float* 
   const float top = max(largest), used = finite && top > 1e-30f ? top : 0.0f, inverse = used > 0 ? 127.0f / used : 0.0f;
   const float scale = finite ? used / 127.0f : NAN;
   std::memcpy(record + c.block_size * c.head_dim + j * sizeof(float), &scale, sizeof scale);
-  for (int64_t i = 0; i < c.head_dim; i++)
-    codes[i * stride] = static_cast<uint8_t>(static_cast<int8_t>(finite ? std::lrintf(x[i] * inverse) : 0));
+  for (int64_t i = 0; i < c.head_dim; i += 16) {
+    const f32x16 v = finite ? load<f32x16>(x + i) * inverse : splat(0.0f);
+    const i32x16 n = __builtin_convertvector(v + (v < 0 ? splat(-0.5f) : splat(0.5f)), i32x16);
+    const i8x16 bytes = __builtin_convertvector(n, i8x16);
+    if (stride == 1) store(codes + i, bytes);
+    else for (int64_t l = 0; l < 16; l++) codes[(i + l) * stride] = static_cast<uint8_t>(bytes[l]);
+  }
 }
 
 inline void write_cache(const Cache& c, int64_t slot, const float* k, const float* v) {

@@ -29,7 +29,7 @@ constexpr TrainKernels table = {
 
 constexpr Kernels table = {
     ISA_NAME,   false,
-    quantise, row_to_bf16, linear, dequantise, stream, blocks::encode_rows, rms_norm, layer_norm, rope, unary,
+    quantise, row_to_bf16, linear, nullptr, dequantise, stream, blocks::encode_rows, rms_norm, layer_norm, rope, unary,
     gated,    add,         scale,  softcap,    write_cache, attend_row, attend_tile, &training::table,
 };
 

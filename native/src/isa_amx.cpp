@@ -9,8 +9,8 @@
 #include "simd.h"
 // clang-format off
 #include "matmul.inl"
-#include "amx.inl"
 #include "rows.inl"
+#include "amx.inl"
 #include "attention.inl"
 #include "attention_amx.inl"
 #include "train.inl"
@@ -60,7 +60,8 @@ const Kernels* amx_kernels() {
     static TrainKernels train = *k.train;
     static constexpr ProductKernels product{amx::training::pack_panels, amx::training::multiply_block};
     train.attention = attention, train.attention_backward = attention_backward, train.product = &product;
-    k.name = "amx", k.tiles = true, k.linear = linear, k.attend_tile = attend_tile, k.train = &train;
+    k.name = "amx", k.tiles = true, k.linear = linear, k.gated_linear = amx::gated_linear;
+    k.attend_tile = attend_tile, k.train = &train;
     return k;
   }();
   return &table;

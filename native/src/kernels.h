@@ -19,6 +19,13 @@ struct Inputs {
 
 enum class Unary : int { Silu, GeluTanh, Gelu, Relu, Count };
 
+/// Where a product with a gate leaves act(gate) * up, [T, N]; null: nowhere. Its two parts, which are seldom looked at, too.
+struct Gated {
+  Unary kind;
+  float *gate, *up, *y;
+  uint16_t* rounded;  // bfloat16, as Inputs::b
+};
+
 enum class CacheType : int { F32, BF16, I8, Count };
 
 /// Keys and values of one layer; the layout of each type is told in attention.inl.
@@ -53,6 +60,9 @@ struct Kernels {
   /// y[T, ldy] for the panels [first, last) of a weight; y points at column 0. `tiles`: the inputs are in b.
   void (*linear)(const Weight& w, int64_t first, int64_t last, const Inputs& in, const float* bias, float* y,
                  int64_t ldy, bool tiles, float* scratch);
+  /// Panels [first, last) of two weights of the same size, a multiple of 32, and a gate between them; with tiles only.
+  void (*gated_linear)(const Weight& gate, const Weight& up, int64_t first, int64_t last, const Inputs& in,
+                       const float* gate_bias, const float* up_bias, const Gated& out, float* scratch);
   void (*dequantise)(const Weight& w, int64_t row, float* out);  // one row, [K]
 
   /// Reads memory as a product does and adds it up: the roof that decoding stands under.

@@ -215,9 +215,7 @@ inline void quantise(const float* x, int64_t k, int16_t* q, float* scale, int32_
       const f32x16 v = broken ? splat(0.0f) : halves[h] * inverse;
       const i32x16 n = __builtin_convertvector(v + (v < 0 ? splat(-0.5f) : splat(0.5f)), i32x16);
       store_inputs(q + at + 16 * h, n);
-      int32_t total = 0;
-      for (int i = 0; i < 16; i++) total += n[i];
-      sum16[at / 16 + h] = total;
+      sum16[at / 16 + h] = sum(n);
     }
   }
 }

@@ -80,28 +80,37 @@ int64_t stream(Pool& pool, const Kernels& k, Address from, int64_t bytes) {
   return total;
 }
 
-void run_program(Program& program, Pool& pool, const Kernels& k, int64_t rows, Address tokens, Address positions,
-                 Address slots, int64_t sequences, Address spans, Address tables, int64_t table_width, bool invariant) {
-  nb::gil_scoped_release free;
-  Pass pass{rows, at<int64_t>(tokens), at<int64_t>(positions), at<int64_t>(slots), {}};
-  for (int64_t i = 0; i < sequences; i++) {
-    const int64_t* s = at<int64_t>(spans) + 3 * i;
-    pass.sequences.push_back({s[0], s[1], s[2], at<int32_t>(tables) + i * table_width});
-  }
-  program.run(pool, k, pass, invariant);
-}
+/// A pass as the engine schedules it, and the memory that its parts lie in.
+struct Work {
+  std::vector<int64_t> tokens, positions, slots;
+  std::vector<std::vector<int32_t>> blocks;
+  std::vector<Sequence> sequences;
 
-std::vector<std::pair<std::string, int64_t>> profile_program(Program& program, Pool& pool, const Kernels& k, int64_t rows,
-                                                             Address tokens, Address positions, Address slots,
-                                                             int64_t sequences, Address spans, Address tables,
-                                                             int64_t table_width) {
-  Pass pass{rows, at<int64_t>(tokens), at<int64_t>(positions), at<int64_t>(slots), {}};
-  for (int64_t i = 0; i < sequences; i++) {
-    const int64_t* s = at<int64_t>(spans) + 3 * i;
-    pass.sequences.push_back({s[0], s[1], s[2], at<int32_t>(tables) + i * table_width});
+  /// `spans`: of each sequence, where its tokens begin and how many they are; `blocks`: its block table.
+  Work(const Program& program, std::vector<int64_t> all, const std::vector<std::pair<int64_t, int64_t>>& spans,
+       std::vector<std::vector<int32_t>> tables, int64_t block_size)
+      : tokens(std::move(all)), blocks(std::move(tables)) {
+    for (const int64_t token : tokens)
+      if (token < 0 || token >= program.vocabulary()) throw std::out_of_range("a token is not in the vocabulary");
+    if (static_cast<int64_t>(tokens.size()) > program.max_rows)
+      throw std::out_of_range("more tokens than the program has rows");
+    if (spans.size() != blocks.size()) throw std::invalid_argument("a block table for each span");
+    for (size_t i = 0; i < spans.size(); i++) {
+      const auto [start, count] = spans[i];
+      const int64_t first = static_cast<int64_t>(positions.size()), end = start + count;
+      if (static_cast<int64_t>(blocks[i].size()) * block_size < end) throw std::out_of_range("a span ends past its blocks");
+      for (int64_t p = start; p < end; p++) {
+        positions.push_back(p);
+        slots.push_back(blocks[i][p / block_size] * block_size + p % block_size);
+      }
+      sequences.push_back({first, count, end, blocks[i].data()});
+    }
+    if (!spans.empty() && positions.size() != tokens.size()) throw std::invalid_argument("spans are to cover the tokens");
   }
-  return program.profile(pool, k, pass, false);
-}
+  Pass pass() const {
+    return {static_cast<int64_t>(tokens.size()), tokens.data(), positions.data(), slots.data(), sequences};
+  }
+};
 
 void bind_program(nb::module_& m) {
   nb::class_<Program>(m, "Program")
@@ -148,8 +157,24 @@ void bind_program(nb::module_& m) {
                       {at<void>(keys), at<void>(values), static_cast<CacheType>(cache), block_size, kv_heads, head_dim},
                       {heads, scale, softcap, window}, at<float>(y));
            })
-      .def("run", &run_program)
-      .def("profile", &profile_program);
+      .def("pick", [](Program& p, Address from, int64_t width, Address y) { p.pick(at<float>(from), width, at<float>(y)); })
+      .def("run",
+           [](Program& p, Pool& pool, const Kernels& k, int64_t rows, bool invariant) {
+             nb::gil_scoped_release free;
+             p.run(pool, k, {rows, nullptr, nullptr, nullptr, {}}, invariant);
+           })
+      .def("run_pass",
+           [](Program& p, Pool& pool, const Kernels& k, std::vector<int64_t> tokens,
+              const std::vector<std::pair<int64_t, int64_t>>& spans, std::vector<std::vector<int32_t>> blocks,
+              int64_t block_size, bool invariant) {
+             nb::gil_scoped_release free;
+             p.run(pool, k, Work(p, std::move(tokens), spans, std::move(blocks), block_size).pass(), invariant);
+           })
+      .def("profile", [](Program& p, Pool& pool, const Kernels& k, std::vector<int64_t> tokens,
+                         const std::vector<std::pair<int64_t, int64_t>>& spans, std::vector<std::vector<int32_t>> blocks,
+                         int64_t block_size) {
+        return p.profile(pool, k, Work(p, std::move(tokens), spans, std::move(blocks), block_size).pass(), false);
+      });
 }
 
 }  // namespace

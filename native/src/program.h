@@ -5,6 +5,8 @@
 // up to the capacity the buffers were made for.
 #pragma once
 
+#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,6 +33,7 @@ struct Context {
   std::vector<float*> scratch;  // one a thread
 };
 
+/// What the threads do between two meetings.
 struct Step {
   virtual ~Step() = default;
   virtual int tasks(const Context& context) const = 0;
@@ -44,6 +47,8 @@ class Program : Job {
 
   /// Rows of a table by the pass's tokens, or by its positions.
   void embed(Weight weight, bool positions, float* y);
+  /// Rows of another program's result, [max_rows, width], by the pass's tokens.
+  void pick(const float* from, int64_t width, float* y);
   void linear(const float* x, std::vector<Weight> weights, std::vector<const float*> biases, std::vector<float*> ys);
   void rms_norm(const float* x, const float* weight, float eps, int64_t inner, int64_t size, float* y);
   void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t inner, int64_t size, float* y);
@@ -62,6 +67,8 @@ class Program : Job {
   /// Nanoseconds of each step of the last timed run, by name.
   std::vector<std::pair<std::string, int64_t>> profile(Pool& pool, const Kernels& kernels, const Pass& pass, bool invariant);
   int size() const { return static_cast<int>(steps_.size()); }
+  /// Tokens are below this: rows of the smallest table.
+  int64_t vocabulary() const { return vocabulary_; }
 
   const int64_t max_rows;
 
@@ -80,20 +87,31 @@ class Program : Job {
     Aligned<float> scale;
     Aligned<int32_t> sum;
     Aligned<uint16_t> b;
+    Aligned<uint16_t> gated;  // what a product with a gate leaves to the next, while it reads b
   };
   int stages() const override { return static_cast<int>(steps_.size()); }
   int tasks(int stage) const override { return steps_[stage]->tasks(*context_); }
   void run(int stage, int task, int thread) override { steps_[stage]->run(*context_, task, thread); }
-  void push(std::unique_ptr<Step> step, const float* output);
+  using Buffers = std::initializer_list<const float*>;
+  using OfRow = std::function<void(const Context&, int64_t row)>;
+  using When = std::function<bool(const Context&)>;
+  void push(std::unique_ptr<Step> step, Buffers inputs, const float* output);
+  void each_row(const char* name, int64_t floats, Buffers inputs, const float* output, OfRow f, When when = nullptr);
+  void reads(const float* buffer);
 
-  struct Prepare;
+  struct Prepared;
   struct Product;
-  Prepare* prepared_ = nullptr;   // the last one, while its source still holds
+  struct Rows;
+  std::shared_ptr<Prepared> prepared_;  // the last one, while its source still holds
   Product* product_ = nullptr;    // the last step, if it is a product: another one with the same input joins it
+  Rows* rows_ = nullptr;          // the last step, if it treats each row on its own: another such one joins it
+  Product* gated_ = nullptr;      // the product whose gate was the last thing done
+  std::vector<std::pair<const float*, bool*>> unread_;  // buffers and what to set if they are overwritten unread
   std::vector<std::unique_ptr<Step>> steps_;
   Shared shared_;
   std::vector<std::unique_ptr<float[]>> scratch_;
-  int64_t max_k_ = 32, head_dim_ = 16;
+  int64_t max_k_ = 32, gated_k_ = 0, head_dim_ = 16;
+  int64_t vocabulary_ = INT64_MAX;
   const Context* context_ = nullptr;
 };
 

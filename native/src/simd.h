@@ -37,8 +37,44 @@ inline void store(void* to, V v) {
 inline f32x16 splat(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 inline i32x16 splat(int32_t x) { return i32x16{} + x; }
 inline f32x16 to_float(i32x16 v) { return __builtin_convertvector(v, f32x16); }
-inline f32x16 from_u8(const uint8_t* p) { return __builtin_convertvector(load<u8x16>(p), f32x16); }
-inline f32x16 from_i8(const int8_t* p) { return __builtin_convertvector(load<i8x16>(p), f32x16); }
+
+/// Sixteen bytes as integers. By hand: GCC 12 takes a conversion to lanes four times as wide apart, number by number.
+inline i32x16 widen(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (i32x16)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  i32x16 out;
+  for (int half = 0; half < 2; half++)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&out) + half,
+                        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * half))));
+  return out;
+#else
+  i32x16 out;
+  const uint8x16_t v = vld1q_u8(p);
+  const uint16x8_t halves[2] = {vmovl_u8(vget_low_u8(v)), vmovl_u8(vget_high_u8(v))};
+  uint32_t* to = reinterpret_cast<uint32_t*>(&out);
+  for (int half = 0; half < 2; half++) {
+    vst1q_u32(to + 8 * half, vmovl_u16(vget_low_u16(halves[half])));
+    vst1q_u32(to + 8 * half + 4, vmovl_u16(vget_high_u16(halves[half])));
+  }
+  return out;
+#endif
+}
+inline i32x16 widen(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (i32x16)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  i32x16 out;
+  for (int half = 0; half < 2; half++)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&out) + half,
+                        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * half))));
+  return out;
+#else
+  return (widen(reinterpret_cast<const uint8_t*>(p)) ^ 0x80) - 0x80;
+#endif
+}
+inline f32x16 from_u8(const uint8_t* p) { return to_float(widen(p)); }
+inline f32x16 from_i8(const int8_t* p) { return to_float(widen(p)); }
 inline f32x16 as_float(u32x16 v) { return (f32x16)v; }
 inline u32x16 as_bits(f32x16 v) { return (u32x16)v; }
 
@@ -68,6 +104,16 @@ inline float sum(f32x16 v) {
   return _mm512_reduce_add_ps(v);
 #else
   float s = 0;
+  for (int i = 0; i < 16; i++) s += v[i];
+  return s;
+#endif
+}
+
+inline int32_t sum(i32x16 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t s = 0;
   for (int i = 0; i < 16; i++) s += v[i];
   return s;
 #endif
@@ -210,11 +256,22 @@ inline u32x16 lookup16(u32x16 v, const uint8_t* table) {
 #if defined(__AVX512BW__)
   const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return (u32x16)_mm512_shuffle_epi8(t, (__m512i)v);
+#elif defined(__AVX2__)
+  u32x16 out;
+  const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  for (int half = 0; half < 2; half++) {
+    const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&v) + half);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&out) + half, _mm256_shuffle_epi8(t, at));
+  }
+  return out;
 #else
-  uint8_t bytes[64];
-  std::memcpy(bytes, &v, 64);
-  for (uint8_t& b : bytes) b = table[b & 15];
-  return load<u32x16>(bytes);
+  u32x16 out;
+  const uint8x16_t t = vld1q_u8(table);
+  for (int quarter = 0; quarter < 4; quarter++) {
+    const uint8x16_t at = vld1q_u8(reinterpret_cast<const uint8_t*>(&v) + 16 * quarter);
+    vst1q_u8(reinterpret_cast<uint8_t*>(&out) + 16 * quarter, vqtbl1q_u8(t, at));
+  }
+  return out;
 #endif
 }
 

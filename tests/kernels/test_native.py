@@ -77,7 +77,7 @@ def multiply(isa: str, packed: Packed, x: torch.Tensor, bias: torch.Tensor | Non
     y = torch.full((len(x), packed.shape[0]), torch.nan)
     program = here.module.Program(len(x))
     program.linear(x.data_ptr(), packed.handle, 0 if bias is None else bias.data_ptr(), y.data_ptr())
-    program.run(here.pool, here.module.kernels(isa), len(x), 0, 0, 0, 0, 0, 0, 0, False)
+    program.run(here.pool, here.module.kernels(isa), len(x), False)
     return y
 
 

@@ -38,27 +38,21 @@ class Paged:
     def attend(
         self, counts: dict[int, int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any
     ) -> torch.Tensor:
-        spans, slots, start = [], [], 0
+        spans = []
         for name, count in counts.items():
             table, length = self.tables.setdefault(name, []), self.lengths.get(name, 0)
             while len(table) * BLOCK < length + count:
                 table.append(int(self.free.pop()))
-            slots += [table[p // BLOCK] * BLOCK + p % BLOCK for p in range(length, length + count)]
             self.lengths[name] = length + count
-            spans.append([start, count, length + count])
-            start += count
-        tables = np.zeros((len(counts), max(map(len, self.tables.values()))), dtype=np.int32)
-        for row, name in zip(tables, counts, strict=True):
-            row[: len(self.tables[name])] = self.tables[name]
+            spans.append((length, count))
         y = torch.full_like(q, torch.nan)
         program = self.native.module.Program(len(q))
         stored = CACHES.index(self.dtype)
         where = (self.keys.data_ptr(), self.values.data_ptr(), stored, BLOCK, self.kv_heads, self.dim, self.heads)
         options = (how["scale"], how.get("softcap") or 0.0, how.get("window") or 0)
         program.attend(q.data_ptr(), k.data_ptr(), v.data_ptr(), *where, *options, y.data_ptr())
-        slots_T, spans_S3 = np.array(slots), np.array(spans)
-        addresses = (slots_T.ctypes.data, len(spans), spans_S3.ctypes.data, tables.ctypes.data, tables.shape[1])
-        program.run(self.native.pool, self.kernels, len(q), 0, 0, *addresses, False)
+        tables = [self.tables[name] for name in counts]
+        program.run_pass(self.native.pool, self.kernels, [0] * len(q), spans, tables, BLOCK, False)
         return y
 
 

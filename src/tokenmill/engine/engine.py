@@ -267,7 +267,9 @@ class Engine:
             if len(work) == 1:
                 return [(work[0], PassError(f"the model failed on this request: {error}"))]
             log.warning("a pass of %d requests failed (%s); trying them one by one", len(work), error)
-            return [result for piece in work for result in self._compute([piece])]
+            alone = (result for piece in work for result in self._compute([piece]))
+            # the next pass overwrites what the one before returned
+            return [(piece, out.clone() if isinstance(out, Tensor) else out) for piece, out in alone]
         self.scheduler.computed(work)
         return list(zip([piece for piece in work if piece.last], logits, strict=True))
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +21,7 @@ from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.embedding import Embedding
 from tokenmill.nn.linear import Linear
 from tokenmill.nn.packed import PackedEmbedding, PackedLinear
-from tokenmill.ops.cross_entropy import finish_logits
-from tokenmill.ops.packed import FLOATS, Packed, kernels, packed_linear
+from tokenmill.ops.packed import FLOATS, kernels
 from tokenmill.ops.program import CannotRecord, Indices, Recorder, Symbol
 
 log = get_logger(__name__)
@@ -117,58 +115,39 @@ class NativePass:
             raise CannotRecord(str(error)) from error
         if not isinstance(hidden, Symbol):
             raise CannotRecord("the pass did not end in a hidden state")
-        self._recorder, self._hidden = recorder, hidden
-        self._rows = hidden.buffer.memory.view(MAX_ROWS, hidden.width)
+        self._recorder, self._program, self._rows_TC = recorder, recorder.program, rows_of(hidden)
+        self._head, self._scores_TV = None, None
         head: nn.Module = model.embed if model.head is None else model.head
-        self._head: Packed | None = None
-        if trained and type(head) in (Embedding, Linear):
-            self._head = recorder.matrix_of(cast(Tensor, head.weight))
-            self._bias_V = cast("Tensor | None", getattr(head, "bias", None))
+        if isinstance(head, _Packed) or (trained and type(head) in (Embedding, Linear)):
+            self._head = recorder.begin()
+            logits: object = model.logits(recorder.pick(hidden))  # type: ignore[arg-type]
+            self._scores_TV = rows_of(cast(Symbol, logits))
 
     def refresh(self) -> None:
         """Take over the weights that were trained since."""
         self._recorder.refresh()
 
-    def logits(self, hidden_TC: Tensor) -> Tensor:
-        """As :meth:`Decoder.logits`, of the same weights as the pass."""
-        config = self.model.config
-        if self._head is None:
-            return self.model.logits(hidden_TC)
-        logits_TV = packed_linear(hidden_TC, self._head, self._bias_V)
-        return finish_logits(logits_TV, config.logit_scale, config.logit_softcap)
+    def logits(self, hidden_TC: Tensor, wanted: list[int]) -> Tensor:
+        """As :meth:`Decoder.logits`, of the same weights as the pass; valid until the next call."""
+        if self._head is None or self._scores_TV is None:
+            return self.model.logits(hidden_TC[wanted])
+        here = kernels()
+        self._head.run_pass(here.pool, here.kernels, wanted, [], [], 1, self._deterministic)
+        return self._scores_TV[: len(wanted)]
 
     def hidden(self, work: Sequence[Work]) -> Tensor:
         """Hidden states [T, C] of the scheduled tokens; valid until the next pass."""
-        counts = [piece.count for piece in work]
-        tokens = np.concatenate(
-            [np.asarray(p.sequence.tokens(p.start, p.start + p.count), dtype=np.int64) for p in work]
-        )
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.config.vocab_size:
-            raise IndexError("a token is not in the vocabulary")  # kernels read where they are told to
-        positions = np.concatenate([np.arange(p.start, p.start + p.count, dtype=np.int64) for p in work])
-        tables = np.zeros((len(work), max(len(p.sequence.blocks) for p in work)), dtype=np.int32)
-        for table, piece in zip(tables, work, strict=True):
-            table[: len(piece.sequence.blocks)] = piece.sequence.blocks
-        owner = np.repeat(np.arange(len(work)), counts)
-        slots = tables[owner, positions // self.block_size].astype(np.int64) * self.block_size
-        slots += positions % self.block_size
-        starts = np.cumsum([0, *counts[:-1]])
-        spans = np.array([starts, counts, [p.start + p.count for p in work]], dtype=np.int64).T.copy()
         here = kernels()
-        self._recorder.program.run(
-            here.pool,
-            here.kernels,
-            len(tokens),
-            tokens.ctypes.data,
-            positions.ctypes.data,
-            slots.ctypes.data,
-            len(work),
-            spans.ctypes.data,
-            tables.ctypes.data,
-            tables.shape[1],
-            self._deterministic,
-        )
-        return self._rows[: len(tokens)]
+        tokens = [token for p in work for token in p.sequence.tokens(p.start, p.start + p.count)]
+        spans = [(piece.start, piece.count) for piece in work]
+        tables = [piece.sequence.blocks for piece in work]
+        self._program.run_pass(here.pool, here.kernels, tokens, spans, tables, self.block_size, self._deterministic)
+        return self._rows_TC[: len(tokens)]
+
+
+def rows_of(symbol: Symbol) -> Tensor:
+    """The memory that a program computes a symbol in, [MAX_ROWS, width]."""
+    return symbol.buffer.memory.view(MAX_ROWS, symbol.width)
 
 
 def record(

@@ -96,8 +96,8 @@ class Passes(Protocol):
         """Hidden states [T, C] of the scheduled tokens; their keys and values are in the cache then."""
         ...
 
-    def logits(self, hidden_TC: Tensor) -> Tensor:
-        """Scores [T, V] of hidden states."""
+    def logits(self, hidden_TC: Tensor, wanted: list[int]) -> Tensor:
+        """Scores [n, V] of some rows of what :meth:`hidden` has just returned; valid until the next pass."""
         ...
 
     def refresh(self) -> None:
@@ -131,9 +131,9 @@ class TorchPass:
         row = torch.tensor(tokens, device=self.model.device)
         return self.model.hidden(row, Paged(self, work, self.model.device))
 
-    def logits(self, hidden_TC: Tensor) -> Tensor:
+    def logits(self, hidden_TC: Tensor, wanted: list[int]) -> Tensor:
         """The model's own."""
-        return self.model.logits(hidden_TC)
+        return self.model.logits(hidden_TC[wanted])
 
     def refresh(self) -> None:
         """Nothing to do: it computes with the very weights."""
@@ -141,10 +141,11 @@ class TorchPass:
 
 @torch.inference_mode()
 def run(model: Decoder, passes: Passes, work: Sequence[Work]) -> Tensor:
-    """One pass over the scheduled tokens; logits [n, V] of the pieces that reach their sequence's end, in order."""
+    """One pass over the scheduled tokens; logits [n, V] of the pieces that reach their sequence's end, in order, valid
+    until the next pass."""
     hidden_TC = passes.hidden(work)
-    for piece, hidden_QC in zip(work, hidden_TC.split([piece.count for piece in work]), strict=True):
-        score_prompt(model, piece.sequence.request, piece.start, hidden_QC)
-    ends = accumulate(piece.count for piece in work)
-    wanted = [end - 1 for piece, end in zip(work, ends, strict=True) if piece.last]
-    return passes.logits(hidden_TC[wanted])
+    ends = list(accumulate(piece.count for piece in work))
+    for piece, end in zip(work, ends, strict=True):
+        if piece.sequence.request.unscored is not None:
+            score_prompt(model, piece.sequence.request, piece.start, hidden_TC[end - piece.count : end])
+    return passes.logits(hidden_TC, [end - 1 for piece, end in zip(work, ends, strict=True) if piece.last])

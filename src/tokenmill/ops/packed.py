@@ -136,7 +136,7 @@ def _native_linear(x_TI: Tensor, weight: Packed, bias_O: Tensor | None = None) -
     if len(x):
         program = here.module.Program(len(x))
         program.linear(x.data_ptr(), weight.handle, 0 if bias is None else bias.data_ptr(), y.data_ptr())
-        program.run(here.pool, here.kernels, len(x), 0, 0, 0, 0, 0, 0, 0, is_batch_invariant())
+        program.run(here.pool, here.kernels, len(x), is_batch_invariant())
     return y.view(*x_TI.shape[:-1], weight.shape[0]).to(x_TI.dtype)
 
 

@@ -101,11 +101,16 @@ class Recorder:
     def __init__(self, max_rows: int, matrices: torch.dtype | None = None) -> None:
         """``matrices``: what plain matrices are packed as, their own type by default."""
         self.max_rows, self.matrices = max_rows, matrices
-        self.program = kernels().module.Program(max_rows)
+        self.program = self.begin()
         self.free: dict[int, list[Tensor]] = {}
         self._kept: list[Any] = []
         self._derived: list[tuple[Tensor, Packed | Tensor]] = []
         self._computed: list[tuple[Callable[[], Tensor], Packed]] = []
+
+    def begin(self) -> Any:
+        """Record another program from now on, which shares weights and memory with those before; they run in turn."""
+        self.program = kernels().module.Program(self.max_rows)
+        return self.program
 
     def kept(self, thing: Any) -> Any:
         """Keep something alive as long as the program, which only knows its address."""
@@ -145,6 +150,12 @@ class Recorder:
                 derived.fill(weight)
             else:
                 derived.copy_(weight.detach())
+
+    def pick(self, rows: Symbol) -> Symbol:
+        """Some rows of what another program computed, by index: the indices are this program's tokens."""
+        y = self._new(*rows.shape[1:])
+        self.program.pick(self.kept(rows).at, rows.width, y.at)
+        return y
 
     # the operations of ops/, with their signatures
 
