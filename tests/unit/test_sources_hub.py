@@ -105,7 +105,7 @@ def test_choosing_among_gguf_files(client, text, expected):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("hf:org/two", "a-Q2_K.gguf, b-Q3_K.gguf"),
+    ("hf:org/two", "name one after a colon: a-Q2_K.gguf, b-Q3_K.gguf"),
     ("hf:org/quants:Q5_K_M", "m-Q4_K_M.gguf"),
     ("hf:org/pickle", "pickled weights"),
     ("hf:org/none", "no such repository.*HF_TOKEN"),

@@ -533,6 +533,13 @@ def test_paths_are_used_where_they_are(store: Store, tmp_path: Path) -> None:
     assert not store.root.exists()
 
 
+def test_a_folder_of_several_models_says_how_to_name_one(store: Store, tmp_path: Path) -> None:
+    for number in range(22):
+        write(tmp_path / "many" / f"m{number:02}.gguf")
+    with pytest.raises(NotFoundError, match=r"give the path of one: m00\.gguf, .*m19\.gguf and 2 more$"):
+        store.resolve("./many")
+
+
 def test_strangers_cannot_name_paths(store: Store, tmp_path: Path) -> None:
     write(tmp_path / "org/model/config.json", b"{}")
     write(tmp_path / "org/model/model.safetensors")

@@ -14,17 +14,18 @@ from tokenmill.core.errors import NotFoundError
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")
 """What people of llama.cpp and Ollama get when they name no quantisation."""
+_SHOWN = 20
 _COMPANIONS = re.compile(
     r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config)\.json"
     r"|config\.json|merges\.txt|vocab\.txt|[\w.-]+\.model|chat_template\.(jinja|json)|LICENSE(\.\w+)?"
 )
 
 
-def select_files(names: Iterable[str], wanted: str, where: str) -> list[str]:
+def select_files(names: Iterable[str], wanted: str, where: str, how: str = "give the path of one") -> list[str]:
     """The files of one model among `names`, sorted; the first split of a GGUF comes first.
 
     `wanted` is a file name, a quantisation (``Q4_K_M``) or empty. `where` is named in the NotFoundError that is raised
-    when nothing or more than one thing fits.
+    when nothing or more than one thing fits; `how` says what to do about several.
     """
     all_names = sorted(names)
     groups = _gguf_groups(all_names)
@@ -44,7 +45,7 @@ def select_files(names: Iterable[str], wanted: str, where: str) -> list[str]:
         if len(chosen) == 1:
             return chosen[0]
     if groups:
-        raise NotFoundError(f"{where}: name one of its files after a colon; there is {_listing(groups)}")
+        raise NotFoundError(f"{where}: there are several models in it, {how}: {_listing(groups)}")
     pickled = [name for name in all_names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     hint = f" (pickled weights such as {pickled[0]} can run code and are not read)" if pickled else ""
     raise NotFoundError(f"{where}: no model in it: neither config.json with *.safetensors nor *.gguf{hint}")
@@ -78,4 +79,5 @@ def _quantisation_is(first: str, kind: str) -> bool:
 
 
 def _listing(groups: Collection[str]) -> str:
-    return ", ".join(sorted(groups)[:40]) or "no GGUF file at all"
+    shown = ", ".join(sorted(groups)[:_SHOWN]) or "no GGUF file at all"
+    return shown + (f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else "")

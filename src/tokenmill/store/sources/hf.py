@@ -39,7 +39,7 @@ def plan(reference: Reference, client: Client, progress: Progress) -> Plan:
     if info.sha is None or not re.fullmatch("[0-9a-f]{40}", info.sha):
         raise NetworkError(f"{reference}: the hub names no commit ({info.sha!r})")
     there = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    chosen = select_files(there, reference.file, str(reference))
+    chosen = select_files(there, reference.file, str(reference), "name one after a colon")
     token = get_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     files = []
