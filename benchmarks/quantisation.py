@@ -46,6 +46,7 @@ CASES: dict[str, Settings] = {
     "3.5 bits in the mean, gptq, groups of 128": settings("gptq", budget=3.5),
     "3 bits, codebook": settings("codebook", bits=3),
     "w8a8": settings("w8a8"),
+    "w8a8, all layers in 8 bits": settings("w8a8", bits=8),
     "llm-int8": settings("llm-int8"),
     "fp8": settings("fp8"),
     "nf4": settings("nf4"),

@@ -42,7 +42,8 @@ PROMPTS = (
     "The Second World War ended in",
     "A list of European countries: Germany,",
 )
-CALIBRATED = ["--group-size", "32", "--data", str(DATA), "--samples", "8"]
+LOOKED_AT = ["--data", str(DATA), "--samples", "8"]
+CALIBRATED = ["--group-size", "32", *LOOKED_AT]
 
 
 Job = tuple[Path, dict[str, Any]]
@@ -67,10 +68,10 @@ CASES = {
     "gptq-gptq": Case("vllm", _quantize("gptq", "--layout", "gptq", *CALIBRATED)),
     "awq-ct": Case("vllm", _quantize("awq", *CALIBRATED)),
     "awq-awq": Case("vllm", _quantize("awq", "--layout", "awq", *CALIBRATED)),
-    "w8a8": Case("vllm", _quantize("w8a8")),
+    "w8a8": Case("vllm", _quantize("w8a8", *LOOKED_AT)),
     "fp8": Case("vllm", _quantize("fp8")),
     "nf4": Case("transformers", _quantize("nf4")),
-    "int8": Case("transformers", _quantize("llm-int8")),
+    "int8": Case("transformers", _quantize("llm-int8", *LOOKED_AT)),
     "q8.gguf": Case("llama.cpp", ["export", "gguf", MODEL, "--type", "Q8_0"]),
     "q4_k_m.gguf": Case("llama.cpp", ["export", "gguf", MODEL, "--type", "Q4_K_M"]),
 }

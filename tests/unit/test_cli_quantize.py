@@ -75,6 +75,9 @@ def test_several_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert all(layer["estimated_kl"] > 0 for layer in mixed["layers"])
     assert "Bits by layer: rtn:4.7:32" in (place / "compared/quantization_report.html").read_text()
     assert told["frontier"][-1] == "w8a8"
+    eight = told["results"]["w8a8"]
+    assert eight["weight_bits"] <= eight["bits_budget"] == 9.5
+    assert eight["kept"] == [layer["name"] for layer in eight["layers"] if layer["bits"] == 16] != []
     assert sorted(path.name for path in (place / "compared").iterdir()) == [
         "quantization_report.html",
         "quantization_report.json",

@@ -25,19 +25,21 @@ from tokenmill.formats.hf_folder import HFFolder
 from tokenmill.formats.quantised_folder import QuantisedFolder
 from tokenmill.models import load_model
 from tokenmill.models.load import model_from_file
-from tokenmill.models.packing import packed_codes
+from tokenmill.models.packing import packed_codes, replace
 from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Block
+from tokenmill.nn.linear import Linear
 from tokenmill.nn.packed import PackedLinear
+from tokenmill.nn.quantised import QuantisedLinear
 from tokenmill.ops.native import native
 from tokenmill.quant.codebook import codebook, fit_levels, nearest, plain_codebook
 from tokenmill.quant.gptq import gptq
 from tokenmill.quant.grid import Grid, round_to_nearest
-from tokenmill.quant.mixed import BITS, Unit, choose, measure
+from tokenmill.quant.mixed import Unit, choose, measure
 from tokenmill.quant.rescale import best_clips, rescale, sources
 from tokenmill.quant.run import quantise, refuse_unfit
 from tokenmill.quant.save import check_folder, write_folder
-from tokenmill.quant.settings import Settings, settings
+from tokenmill.quant.settings import KEPT, MIXED, W8A8_BUDGET, Settings, settings
 from tokenmill.quant.statistics import InputStatistics
 
 
@@ -226,14 +228,14 @@ def test_levels_of_its_own_beat_even_steps(bits: int) -> None:
 def test_a_budget_is_kept_and_spent_where_it_counts() -> None:
     """Beside all choices there are; a unit that nothing depends on gets least."""
     generator = torch.Generator().manual_seed(1)
-    units = []
+    units, choices = [], MIXED["gptq"]
     for n in range(4):
         size, weight = 100 * (n + 1), 0.0 if n == 2 else float(torch.rand((), generator=generator)) + 0.1
-        costs = {bits: size * (bits + 0.5) for bits in BITS}
-        units.append(Unit((f"layers.{n}",), costs, {bits: weight * 4.0**-bits for bits in BITS}))
-    everything = [dict(zip(range(4), bits, strict=True)) for bits in product(BITS, repeat=4)]
+        costs = {bits: size * (bits + 0.5) for bits in choices}
+        units.append(Unit((f"layers.{n}",), costs, {bits: weight * 4.0**-bits for bits in choices}))
+    everything = [dict(zip(range(4), bits, strict=True)) for bits in product(choices, repeat=4)]
     for budget in (2.5, 3.2, 4.0, 5.5, 8.5):
-        bits = choose(units, 1000, budget)
+        bits = choose(units, 1000, budget, 2)
         cost = sum(unit.cost[bits[unit.layers[0]]] for unit in units)
         loss = sum(unit.loss[bits[unit.layers[0]]] for unit in units)
         fitting = [one for one in everything if sum(units[n].cost[b] for n, b in one.items()) <= 1000 * budget]
@@ -242,14 +244,14 @@ def test_a_budget_is_kept_and_spent_where_it_counts() -> None:
         assert loss <= 1.5 * best + 1e-9
         assert bits["layers.2"] == 2
     with pytest.raises(UsageError, match="too small"):
-        choose(units, 1000, 2.4)
+        choose(units, 1000, 2.4, 2)
 
 
 def test_sensitivity_foretells_divergence(tmp_path: Path) -> None:
     """The estimate from gradients beside the KL divergence that is measured with just this layer rounded."""
     model = load_model(tiny.write(config("llama"), tmp_path), dtype="float32")
     texts = documents(40, 64)
-    units = measure(model.decoder, texts, Grid(4, 32))
+    units = measure(model.decoder, texts, settings("rtn", group_size=32))
     original = Original(model.decoder, [text[:64] for text in texts])
     for unit in units[:2]:
         kept = {name: model.decoder.get_parameter(f"{name}.weight").data.clone() for name in unit.layers}
@@ -260,6 +262,57 @@ def test_sensitivity_foretells_divergence(tmp_path: Path) -> None:
         for name, weight in kept.items():
             model.decoder.get_parameter(f"{name}.weight").data = weight
         assert 0.4 * found < unit.loss[4] < 2.5 * found
+
+
+def test_sensitivity_counts_rounded_inputs(tmp_path: Path) -> None:
+    """8 bits of weights and of inputs with outliers, both beside what is measured with just this layer rounded."""
+    model = load_model(tiny.write(config("llama"), tmp_path), dtype="float32")
+    block = model.decoder.layers[0]
+    assert isinstance(block, Block)
+    block.mlp_norm.weight.data[7] = 40.0
+    texts = documents(40, 64)
+    losses = []
+    for smooth in (0.0, None):
+        units = {unit.layers[0]: unit for unit in measure(model.decoder, texts, settings("w8a8", smooth=smooth))}
+        losses.append(units["layers.0.mlp.gate"].loss)
+    assert set(losses[0]) == {8, KEPT}
+    assert losses[0][KEPT] == 0
+    assert losses[1][8] < 0.5 * losses[0][8], "outliers are moved before it is looked at"
+    original = Original(model.decoder, texts)
+    for name in ("gate", "up"):
+        plain = block.mlp.get_submodule(name)
+        assert isinstance(plain, Linear)
+        replace(block.mlp, name, QuantisedLinear(round_to_nearest(plain.weight, Grid(8, -1)), plain.bias, "int8"))
+    assert 0.4 < losses[0][8] / original.compare(model.decoder).kl < 2.5
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3_moe"])
+def test_what_loses_most_is_kept(family: str, tmp_path: Path) -> None:
+    """W8A8 keeps layers as they are: to the bit in the file, named in ``ignore``, and a run goes on with them."""
+    source = tiny.write(config(family), tmp_path / "source")
+    assert settings("w8a8").budget == W8A8_BUDGET
+    assert settings("w8a8", bits=8).budget is settings("w8a8", smooth=0).budget is None
+    done = run(source, settings("w8a8", budget=10.5), tmp_path / "work", dtype=torch.float32)
+    kept = {record.name for record in done.records if record.kept}
+    assert 0 < len(kept) < len(done.records)
+    assert {record.bits for record in done.records if record.kept} == {32.0}
+    layout = write_folder(done, tmp_path / "out", torch.float32)
+    check_folder(tmp_path / "out", done)
+    before, after = HFFolder(source), HFFolder(tmp_path / "out")
+    plain = [name for name in after.infos() if name.endswith("proj.weight") and f"{name}_scale" not in after.infos()]
+    assert plain
+    ignored = [re.escape(one) if one[:3] != "re:" else one[3:] for one in layout.config()["ignore"]]
+    for name in before.infos():
+        if name.endswith("proj.weight"):
+            told = any(re.fullmatch(one, name.removesuffix(".weight")) for one in ignored)
+            assert told == (name in plain), name
+    changed = [name for name in plain if not torch.equal(before.load(name), after.load(name))]
+    assert all(re.search("v_proj|qkv_proj|up_proj", name) for name in changed), "only what outliers are moved into"
+    again = run(source, settings("w8a8", budget=10.5), tmp_path / "work", dtype=torch.float32)
+    assert again.resumed == done.model.decoder.config.num_layers
+    torch.testing.assert_close(logits(again.model), logits(done.model))
+    read = logits(load_model(tmp_path / "out", dtype="float32"))
+    assert (read - logits(done.model)).abs().mean() < 0.05 * read.abs().mean()
 
 
 def test_statistics_do_not_depend_on_batches() -> None:
@@ -456,7 +509,7 @@ def test_programs_are_told_that_routers_are_plain(tmp_path: Path) -> None:
         ("w8a8", {"group_size": 64}, "no group size"),
         ("gptq", {"group_size": 48}, "group size 48"),
         ("gptq", {"budget": 4.2, "layout": "gptq"}, "layout compressed-tensors"),
-        ("codebook", {"budget": 3.0}, "for rtn, gptq, awq"),
+        ("codebook", {"budget": 3.0}, "for rtn, gptq, awq, w8a8"),
         ("fp8", {"group_size": 64}, "fp8 has a scale"),
         ("w8a8", {"smooth": 0.0, "act_order": False}, "rounds plainly"),
     ],

@@ -341,6 +341,9 @@ def _table(name: str, result: Result, original_bytes: int, out: Path) -> str:
             f"same top token  {found.agreement:.2%} of {found.tokens}",
         ]
     lines += [f"{label:15} {value:.1f} tokens/s" for label, value in result.speed.items()]
+    if kept := result.kept:
+        bits = result.layers[[layer["name"] for layer in result.layers].index(kept[0])]["bits"]
+        lines.append(f"kept in {bits} bits {len(kept)} of {len(result.layers)} layers: {', '.join(kept)}")
     if plain := [layer["name"] for layer in result.layers if "plainly" in layer["note"]]:
         lines.append(f"rounded plainly {len(plain)} layers, the first: {plain[0]}")
     if result.resumed:

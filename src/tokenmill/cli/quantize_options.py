@@ -18,7 +18,8 @@ BitsBudget = Annotated[
     typer.Option(
         metavar="BITS",
         help="rtn, gptq, awq: bits a weight in the mean, scales included; each layer gets 3, 4 or 8 (2 below "
-        "3.5; at least --bits), by what rounding it does to the model.",
+        "3.5; at least --bits), by what rounding it does to the model. w8a8: 8, or 16 for the layers that lose "
+        "most [default: 9.5; --bits 8: all in 8 bits]",
     ),
 ]
 GroupSize = Annotated[

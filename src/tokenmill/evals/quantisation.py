@@ -56,13 +56,18 @@ class Result:
     seconds: float
     """Of quantising alone."""
     weight_bits: float
-    """A weight of the quantised layers, scales and zeros included."""
+    """A weight of the layers that are quantised or kept by a budget, scales and zeros included."""
     nbytes: int
     """Of all weights as they are written."""
     layers: list[dict[str, Any]]
     divergence: Divergence | None = None
     speed: dict[str, float] = field(default_factory=dict)
     resumed: int = 0
+
+    @property
+    def kept(self) -> list[str]:
+        """Layers that a budget keeps as they are."""
+        return [layer["name"] for layer in self.layers if layer["kept"]]
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -80,6 +85,7 @@ class Result:
             "bytes": self.nbytes,
             "resumed_layers": self.resumed,
             "rounded_plainly": plain,
+            "kept": self.kept,
             "divergence": None if self.divergence is None else self.divergence.asdict(),
             "speed": self.speed,
             "layers": self.layers,
@@ -100,8 +106,9 @@ def run_job(job: Job, model: Model, work: Path, progress: Progress | None = None
         progress=None if progress is None else lambda done, total: progress("layers", done, total),
     )
     seconds = time.perf_counter() - begun
-    weights = sum(_count(record.name, quantised) for record in quantised.records)
-    bits = sum(record.bits * _count(record.name, quantised) for record in quantised.records)
+    counted = [(record, _count(record.name, quantised)) for record in quantised.records]
+    bits = sum(record.bits * count for record, count in counted)
+    coded = sum(record.bits * count for record, count in counted if not record.kept)
     divergence = None
     if job.original is not None:
         divergence = job.original.compare(
@@ -110,10 +117,16 @@ def run_job(job: Job, model: Model, work: Path, progress: Progress | None = None
     plain = sum(p.numel() for p in model.decoder.parameters()) + sum(
         bias.numel() for name, bias in model.decoder.named_buffers() if name.endswith(".bias")
     )
-    nbytes = int(bits / 8 + plain * job.dtype.itemsize)
+    nbytes = int(coded / 8 + plain * job.dtype.itemsize)
     records = [_layer(record, quantised) for record in quantised.records]
     return quantised, Result(
-        job.settings, seconds, bits / weights, nbytes, records, divergence, resumed=quantised.resumed
+        job.settings,
+        seconds,
+        bits / sum(count for _, count in counted),
+        nbytes,
+        records,
+        divergence,
+        resumed=quantised.resumed,
     )
 
 
@@ -127,12 +140,15 @@ def _layer(record: LayerRecord, quantised: Quantised) -> dict[str, Any]:
 
 def _count(record: str, quantised: Quantised) -> int:
     """Weights of a layer, by the name of its record."""
-    codes = quantised.codes.get(record)
-    if codes is None:  # an expert
-        name, _, number = record.rpartition(".")
+    codes, (name, _, number) = quantised.codes.get(record), record.rpartition(".")
+    if codes is None and name in quantised.codes:  # an expert
         experts = quantised.codes[name]
         assert isinstance(experts, list)
         codes = experts[int(number)]
+    if codes is None:  # it is kept
+        expert = number.isdigit()
+        weight = quantised.model.decoder.get_parameter(f"{name if expert else record}.weight")
+        return weight[int(number)].numel() if expert else weight.numel()
     assert not isinstance(codes, list)
     return codes.shape[0] * codes.shape[1]
 

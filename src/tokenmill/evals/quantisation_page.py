@@ -146,7 +146,7 @@ def _by_kind(result: Result, figure: str) -> list[Series]:
 
 def _layer_row(layer: dict[str, Any]) -> tuple[str, ...]:
     damping = "" if layer["damping"] is None else f"{layer['damping']:g}"
-    group = "row" if layer["group_size"] == -1 else str(layer["group_size"])
+    group = "-" if layer["kept"] else "row" if layer["group_size"] == -1 else str(layer["group_size"])
     hook, tokens = str(layer["heard"]), f"{layer['tokens']:,}"
     return layer["name"], f"{layer['bits']:.3f}", group, f"{layer['error']:.3g}", hook, tokens, damping, layer["note"]
 

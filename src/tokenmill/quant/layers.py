@@ -23,7 +23,7 @@ from tokenmill.quant.codebook import codebook, plain_codebook
 from tokenmill.quant.gptq import Rounded, gptq
 from tokenmill.quant.grid import Grid, encode, fit_scales, round_to_nearest
 from tokenmill.quant.rescale import awq_factors, best_clips, rescale, smooth_factors, sources, weight_of
-from tokenmill.quant.settings import Settings
+from tokenmill.quant.settings import KEPT, Settings
 from tokenmill.quant.statistics import InputStatistics, LayerStatistics
 
 Stored = Codes | nf4.NF4
@@ -52,6 +52,8 @@ class LayerRecord:
     """Calibration tokens that reached it."""
     damping: float | None = None
     note: str = ""
+    kept: bool = False
+    """Whether it stays as it is, because a budget is spent on it."""
 
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,22 +93,23 @@ def quantise_block(
 ) -> QuantisedBlock:
     """Quantise a block's layers; the block itself is rescaled (AWQ, SmoothQuant) but keeps its plain layers.
 
-    ``bits``: of each layer by its name in the model, where they are not all alike.
+    ``bits``: of each layer by its name in the model, where they are not all alike; layers with ``KEPT`` stay plain.
     """
-    result = QuantisedBlock()
+    result, layers = QuantisedBlock(), layers_of(block)
     plain, inputs = settings.grid(dtype), dict(heard.by_name)
-    grids = {
-        name: plain if bits is None else replaced(plain, bits=bits[f"layers.{index}.{name}"])
-        for name in layers_of(block)
-    }
+    given = {name: plain.bits if bits is None else bits[f"layers.{index}.{name}"] for name in layers}
+    grids = {name: replaced(plain, bits=of_layer) for name, of_layer in given.items() if of_layer != KEPT}
     before = dict(block.named_parameters())
     notes = _rescale(block, settings, grids, inputs)
-    names = {id(layer) for layer in layers_of(block).values()}
+    rounded = {id(layers[name]) for name in grids}
     for name, parameter in block.named_parameters():
         owner = block.get_submodule(name.rpartition(".")[0])
-        if parameter is not before[name] and not (id(owner) in names and name.endswith(".weight")):
+        if parameter is not before[name] and not (id(owner) in rounded and name.endswith(".weight")):
             result.changed[name] = parameter.detach()
-    for name, layer in layers_of(block).items():
+    for name, layer in layers.items():
+        if name not in grids:
+            result.records += _kept(f"layers.{index}.", name, layer, dtype, heard)
+            continue
         stored: list[Stored] = []
         for key, weight_OI in matrices(name, layer).items():
             codes, damping, note = _quantise(weight_OI.float(), name, settings, grids[name], inputs.get(key))
@@ -125,6 +128,8 @@ def _rescale(
     if settings.method != "awq" and not settings.smoothed:
         return notes
     for source in sources(block):
+        if source.fed[0] not in grids:
+            continue
         weights = [weight_of(block, name).float() for name in source.fed]
         heard = inputs[source.fed[0]]
         if settings.smoothed:
@@ -174,6 +179,18 @@ def _in_turn(weight_OI: Tensor, settings: Settings, grid: Grid, hessian_II: Tens
     if settings.method == "codebook":
         return codebook(weight_OI, hessian_II, grid.bits, grid.scale_dtype, **how)
     return gptq(weight_OI, hessian_II, grid, **how)
+
+
+def _kept(
+    prefix: str, name: str, layer: Linear | StackedLinear, dtype: torch.dtype, heard: LayerStatistics
+) -> list[LayerRecord]:
+    """Records of a layer that stays as it is."""
+    bits, found = torch.finfo(dtype).bits, []
+    for key in matrices(name, layer):
+        tokens = heard.by_name[key].tokens if key in heard.by_name else 0
+        note = f"kept in {bits} bits"
+        found.append(LayerRecord(prefix + key, bits, -1, 0.0, heard.heard.get(key, 0), tokens, None, note, kept=True))
+    return found
 
 
 def _row_maxima(weight_OI: Tensor, grid: Grid) -> Codes:

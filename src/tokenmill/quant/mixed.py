@@ -1,10 +1,12 @@
 """Bits by sensitivity: which layers need many and which do with few, under a budget of bits a weight.
 
+Where inputs are rounded too (W8A8) the choice is between 8 bits and none: the layers that lose most stay as they are.
+
 What a rounded layer does to the model's distributions is, to the second order, half the Fisher information's quadratic
 form of its error: with D the error of the weights, x a layer's input and g the gradient of the log probability of a
-token that the model itself would say, KL is about the mean of (g D x)^2 / 2. One pass forwards and backwards over some
-calibration tokens gives it for every layer and every number of bits. Layers that programs fuse (queries, keys and
-values; gate and up) get the same.
+token that the model itself would say, KL is about the mean of (g D x)^2 / 2 (D x: what rounding does to the outputs,
+that of inputs included). One pass forwards and backwards over some calibration tokens gives it for every layer and
+every number of bits. Layers that programs fuse (queries, keys and values; gate and up) get the same.
 
 Axes: T tokens · C hidden size · I inputs · O outputs · V vocabulary.
 """
@@ -25,11 +27,13 @@ from tokenmill.core.paths import atomic_write
 from tokenmill.nn.context import Packed
 from tokenmill.nn.decoder import Block, Decoder
 from tokenmill.nn.linear import Linear
+from tokenmill.ops.rounding import ROUNDINGS
 from tokenmill.quant.grid import Grid, round_to_nearest
 from tokenmill.quant.layers import layers_of
+from tokenmill.quant.rescale import Source, smooth_factors, sources, weight_of
+from tokenmill.quant.settings import KEPT, Settings
+from tokenmill.quant.statistics import InputStatistics
 
-BITS = (2, 3, 4, 8)
-"""What layers may have."""
 FUSED = ({"q", "k", "v"}, {"gate", "up"})
 TOKENS = 2048
 """Calibration tokens that are looked at, in batches of half as many: gradients of a layer need no more."""
@@ -43,19 +47,22 @@ class Unit:
     layers: tuple[str, ...]
     """``layers.3.attn.q``."""
     cost: dict[int, float]
-    """All bits of these layers, scales and zeros included, by bits of a weight."""
+    """All bits of these layers, scales and zeros included, by bits of a weight that can be chosen."""
     loss: dict[int, float]
     """Nats a token, by bits of a weight; an estimate."""
 
 
-def measure(decoder: Decoder, documents: Sequence[Tensor], grid: Grid) -> list[Unit]:
-    """What every unit of a model would cost and lose, rounded plainly on this grid with each number of bits."""
-    found = [_unit(f"layers.{index}", block, grid) for index, block in enumerate(_blocks(decoder))]
+def measure(
+    decoder: Decoder, documents: Sequence[Tensor], settings: Settings, dtype: torch.dtype = torch.float16
+) -> list[Unit]:
+    """What every unit of a model would cost and lose with each number of bits that it may have, its weights rounded
+    plainly. ``dtype``: of scales, and of layers that stay as they are."""
+    found = [_unit(f"layers.{index}", block, settings, dtype) for index, block in enumerate(_blocks(decoder))]
     units = [unit for of_block in found for unit in of_block]
     by_layer = {name: unit for unit in units for name in unit.layers}
     generator, tokens = torch.Generator().manual_seed(0), 0
     for batch in _batches(documents):
-        _hear(decoder, batch, grid, by_layer, generator)
+        _hear(decoder, batch, _Trials(decoder, settings, dtype), by_layer, generator)
         tokens += sum(len(document) for document in batch)
     for unit in units:
         unit.loss.update({bits: loss / tokens for bits, loss in unit.loss.items()})
@@ -66,10 +73,10 @@ def _blocks(decoder: Decoder) -> list[Block]:
     return [block for block in decoder.layers if isinstance(block, Block)]
 
 
-def _unit(prefix: str, block: Block, grid: Grid) -> list[Unit]:
+def _unit(prefix: str, block: Block, settings: Settings, dtype: torch.dtype) -> list[Unit]:
     """The units of a block; nothing is known of their losses yet."""
     grouped: dict[object, list[str]] = {}
-    layers = layers_of(block)
+    layers, grid = layers_of(block), settings.grid(dtype)
     for name in layers:
         owner, _, leaf = name.rpartition(".")
         fused = next((number for number, names in enumerate(FUSED) if leaf in names), leaf)
@@ -77,18 +84,20 @@ def _unit(prefix: str, block: Block, grid: Grid) -> list[Unit]:
     return [
         Unit(
             tuple(f"{prefix}.{name}" for name in names),
-            {bits: sum(_cost(layers[name].weight, replace(grid, bits=bits)) for name in names) for bits in BITS},
-            dict.fromkeys(BITS, 0.0),
+            {bits: sum(_cost(layers[name].weight, bits, grid, dtype) for name in names) for bits in settings.choices},
+            dict.fromkeys(settings.choices, 0.0),
         )
         for names in grouped.values()
     ]
 
 
-def _cost(weight: Tensor, grid: Grid) -> float:
+def _cost(weight: Tensor, bits: int, grid: Grid, dtype: torch.dtype) -> float:
     """Bits of a matrix, or of all experts' matrices."""
+    if bits == KEPT:
+        return weight.numel() * torch.finfo(dtype).bits
     columns = weight.shape[-1]
-    scale = torch.finfo(grid.scale_dtype).bits + (0 if grid.symmetric else grid.bits)
-    return weight.numel() * grid.bits + weight.numel() // columns * grid.fitted(columns).groups(columns) * scale
+    scale = torch.finfo(grid.scale_dtype).bits + (0 if grid.symmetric else bits)
+    return weight.numel() * bits + weight.numel() // columns * grid.fitted(columns).groups(columns) * scale
 
 
 def _batches(documents: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -103,11 +112,12 @@ def _batches(documents: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def _hear(
-    decoder: Decoder, batch: list[Tensor], grid: Grid, by_layer: Mapping[str, Unit], generator: torch.Generator
+    decoder: Decoder, batch: list[Tensor], trials: _Trials, by_layer: Mapping[str, Unit], generator: torch.Generator
 ) -> None:
     """Add a batch's losses to those of the units: forwards, then backwards with gradients told layer by layer."""
     handles = [
-        decoder.get_submodule(name).register_forward_hook(_listener(unit, grid)) for name, unit in by_layer.items()
+        decoder.get_submodule(name).register_forward_hook(_listener(name, unit, trials))
+        for name, unit in by_layer.items()
     ]
     try:
         with torch.enable_grad():
@@ -131,7 +141,40 @@ def _gradient(decoder: Decoder, hidden_TC: Tensor, generator: torch.Generator) -
     return leaf_TC.grad
 
 
-def _listener(unit: Unit, grid: Grid) -> Callable[[nn.Module, tuple[object, ...], Tensor], None]:
+class _Trials:
+    """Layers rounded for a trial, on one batch's inputs."""
+
+    def __init__(self, decoder: Decoder, settings: Settings, dtype: torch.dtype) -> None:
+        self._settings, self._grid = settings, settings.grid(dtype)
+        self._sources: dict[str, tuple[Block, Source]] = {}
+        self._factors: dict[tuple[int, Source], Tensor] = {}
+        """Of sources that were met; layers with the same inputs share one."""
+        for index, block in enumerate(_blocks(decoder) if settings.smoothed else ()):
+            self._sources |= {f"layers.{index}.{name}": (block, one) for one in sources(block) for name in one.fed}
+
+    def factor(self, name: str, x_TI: Tensor) -> Tensor | None:
+        """What a layer's columns are to be multiplied by and its inputs divided by, where outliers are moved."""
+        if name not in self._sources:
+            return None
+        block, source = self._sources[name]
+        if (id(block), source) not in self._factors:
+            heard = InputStatistics.empty(x_TI.shape[-1], x_TI.device)
+            heard.add(x_TI)
+            weights = [weight_of(block, fed).float() for fed in source.fed]
+            self._factors[id(block), source] = smooth_factors(source, weights, heard, self._settings.smooth)[0]
+        return self._factors[id(block), source]
+
+    def off(self, x_TI: Tensor, weight_OI: Tensor, bits: int, factor_I: Tensor | None) -> Tensor:
+        """What rounding changes of a layer's outputs, [T, O]."""
+        grid = replace(self._grid, bits=bits).fitted(x_TI.shape[1])
+        if self._settings.inputs is None:
+            return x_TI @ (round_to_nearest(weight_OI, grid).dense() - weight_OI).t()
+        rounded_TI, scaled_OI = (x_TI, weight_OI) if factor_I is None else (x_TI / factor_I, weight_OI * factor_I)
+        rounded_TI = ROUNDINGS[self._settings.inputs](rounded_TI)
+        return rounded_TI @ round_to_nearest(scaled_OI, grid).dense().t() - x_TI @ weight_OI.t()
+
+
+def _listener(name: str, unit: Unit, trials: _Trials) -> Callable[[nn.Module, tuple[object, ...], Tensor], None]:
     """A hook that waits for the gradient of a layer's outputs and adds to the losses of its unit."""
 
     def listen(layer: nn.Module, given: tuple[object, ...], out: Tensor) -> None:
@@ -140,20 +183,22 @@ def _listener(unit: Unit, grid: Grid) -> Callable[[nn.Module, tuple[object, ...]
         weight_OI = layer.weight if isinstance(layer, Linear) else layer.weight[given[1]]  # type: ignore[index]
         assert isinstance(weight_OI, Tensor)
         x_TI = x.detach().reshape(-1, x.shape[-1])
+        factor_I = trials.factor(name, x_TI)
 
         @torch.no_grad()
         def tell(gradient: Tensor) -> None:
             gradient_TO = gradient.reshape(-1, gradient.shape[-1])
-            for bits in BITS:
-                off_OI = round_to_nearest(weight_OI, replace(grid, bits=bits).fitted(x_TI.shape[1])).dense() - weight_OI
-                unit.loss[bits] += float(((x_TI @ off_OI.t()) * gradient_TO).sum(-1).square().sum()) / 2
+            for bits in unit.cost:
+                if bits != KEPT:
+                    off_TO = trials.off(x_TI, weight_OI, bits, factor_I)
+                    unit.loss[bits] += float((off_TO * gradient_TO).sum(-1).square().sum()) / 2
 
         out.register_hook(tell)
 
     return listen
 
 
-def choose(units: Sequence[Unit], weights: int, budget: float, least: int = BITS[0]) -> dict[str, int]:
+def choose(units: Sequence[Unit], weights: int, budget: float, least: int) -> dict[str, int]:
     """Bits of every layer, so that the losses' sum is small and the costs' at most ``budget`` bits a weight.
 
     From the least on, the step that saves most nats for its bits is taken as long as one fits: steps along each unit's
@@ -169,7 +214,7 @@ def choose(units: Sequence[Unit], weights: int, budget: float, least: int = BITS
     while True:
         best, number, bits = 0.0, -1, 0
         for n, unit in enumerate(units):
-            for more in (b for b in BITS if b > chosen[n]):
+            for more in (b for b in unit.cost if b > chosen[n]):
                 step = unit.cost[more] - unit.cost[chosen[n]]
                 gain = (unit.loss[chosen[n]] - unit.loss[more]) / step
                 if step <= left and gain > best:
@@ -182,16 +227,17 @@ def choose(units: Sequence[Unit], weights: int, budget: float, least: int = BITS
 
 
 def chosen_bits(
-    decoder: Decoder, documents: Sequence[Tensor], grid: Grid, budget: float, least: int, path: Path
+    decoder: Decoder, documents: Sequence[Tensor], settings: Settings, dtype: torch.dtype, path: Path
 ) -> tuple[dict[str, int], dict[str, float]]:
-    """Bits of every layer, and what each layer's unit is thought to lose by them in nats a token.
+    """Bits of every layer (``KEPT``: as it is), and what each layer's unit is thought to lose by them in nats a token.
 
     Kept in ``path``, where a run that goes on finds them.
     """
     if not path.is_file():
-        units = measure(decoder, documents, grid)
+        assert settings.budget is not None
+        units = measure(decoder, documents, settings, dtype)
         weights = sum(layer.weight.numel() for block in _blocks(decoder) for layer in layers_of(block).values())
-        chosen = choose(units, weights, budget, least)
+        chosen = choose(units, weights, settings.budget, settings.bits)
         losses = {name: unit.loss[chosen[name]] for unit in units for name in unit.layers}
         with atomic_write(path) as file:
             file.write(json.dumps({"bits": chosen, "losses": losses}, indent=1).encode())

@@ -84,9 +84,7 @@ def quantise(
     bits: dict[str, int] | None = None
     losses: dict[str, float] = {}
     if settings.budget is not None:
-        bits, losses = chosen_bits(
-            decoder, documents, settings.grid(dtype), settings.budget, settings.bits, work / BITS
-        )
+        bits, losses = chosen_bits(decoder, documents, settings, dtype, work / BITS)
     result = Quantised(model, settings, {}, [], len(done), losses)
     blocks = walk(decoder, documents) if settings.calibrated else _bare(decoder)
     for index, step in enumerate(blocks):

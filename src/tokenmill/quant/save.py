@@ -18,6 +18,7 @@ from tokenmill.models.load import build
 from tokenmill.models.weights import Slot, attention_names, file_tensor, slots
 from tokenmill.nn.decoder import Decoder
 from tokenmill.nn.linear import Linear
+from tokenmill.nn.moe import StackedLinear
 from tokenmill.quant.grid import Grid
 from tokenmill.quant.layers import Stored, as_codes
 from tokenmill.quant.run import Quantised
@@ -63,11 +64,11 @@ def _held(quantised: Quantised) -> Iterator[tuple[Slot, Stored]]:
 
 
 def _plain_layers(quantised: Quantised, held: Collection[Slot]) -> list[str]:
-    """Linear layers within blocks that are not quantised (routers), by their names in the file."""
+    """Linear layers within blocks that are not quantised (routers, what a budget kept), by their names in the file."""
     shape = _shape(quantised)
     found = [slot for slot in slots(shape, quantised.model.family.weights) if slot not in held]
     owners = {slot: slot.ours[0].rpartition(".")[0] for slot in found if slot.ours[0].startswith("layers.")}
-    linear = [slot for slot, owner in owners.items() if isinstance(shape.get_submodule(owner), Linear)]
+    linear = [slot for slot, owner in owners.items() if isinstance(shape.get_submodule(owner), Linear | StackedLinear)]
     return [slot.theirs.removesuffix(".weight") for slot in linear if slot.theirs.endswith(".weight")]
 
 

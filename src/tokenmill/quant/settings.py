@@ -79,8 +79,12 @@ METHODS: Mapping[str, Method] = {
 CACHES: tuple[Kind, ...] = ("int8", "fp8")
 SMOOTHED = ("w8a8", "llm-int8")
 """Methods that round inputs to even steps."""
-MIXED = ("rtn", "gptq", "awq")
-"""Methods that can give layers bits of their own."""
+KEPT = 16
+"""Stands for the bits of a layer that is not quantised; the file's floats may have others."""
+MIXED: Mapping[str, tuple[int, ...]] = dict.fromkeys(("rtn", "gptq", "awq"), (2, 3, 4, 8)) | {"w8a8": (8, KEPT)}
+"""Methods that can give layers bits of their own, and which."""
+W8A8_BUDGET = 9.5
+"""Bits a weight in the mean that W8A8 may take by default."""
 
 
 NO_TWO = 3.5
@@ -106,7 +110,8 @@ class Settings:
     smooth: float | None = None
     """W8A8, LLM.int8(): SmoothQuant's strength; None: searched for; 0: none, and weights are rounded plainly."""
     budget: float | None = None
-    """Bits a weight in the mean, scales included; each layer gets its own (``quant/mixed.py``), at least ``bits``."""
+    """Bits a weight in the mean, scales included; each layer gets its own (``quant/mixed.py``), at least ``bits``.
+    W8A8 keeps the layers that lose most as they are."""
     kv_cache: Kind | None = None
     """Also scales for a cache of keys and values in 8 bits (``quant/kv_cache.py``)."""
 
@@ -124,6 +129,11 @@ class Settings:
     def smoothed(self) -> bool:
         """Whether outliers of inputs are moved into the weights before them."""
         return self.method in SMOOTHED and self.smooth != 0
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Bits that layers may have under a budget; ``KEPT``: those of the file's floats."""
+        return MIXED[self.method]
 
     @property
     def in_turn(self) -> bool:
@@ -161,7 +171,9 @@ def settings(
         raise UsageError(f"a budget of bits is for {', '.join(MIXED)} in the layout compressed-tensors")
     if kv_cache is not None and layout != "compressed-tensors":
         raise UsageError(f"scales of a cache are held by the layout compressed-tensors, not by {layout}")
-    if budget is not None and bits is None:
+    if method == "w8a8" and budget is None and bits is None and smooth != 0:
+        budget = W8A8_BUDGET
+    if budget is not None and bits is None and about.bits != (8,):
         bits = 3 if budget >= NO_TWO else 2
     bits = _one_of("bits", bits, about.bits, method)
     if about.group_size is None and group_size is not None:
@@ -212,8 +224,10 @@ def _one_of(name: str, given: T | None, known: tuple[T, ...], method: str) -> T:
 
 
 def layout_for(settings: Settings, grids: Mapping[str, Grid], plain: Iterable[str] = ()) -> Layout:
-    """The layout of a folder whose layers, by their names in the file, have these grids; ``plain``: linear layers of
-    its blocks that stay as they are, which programs would take for quantised ones if they were not told (vLLM).
+    """The layout of a folder whose layers, by their names in the file, have these grids.
+
+    ``plain``: linear layers of its blocks that stay as they are, which programs would take for quantised ones if they
+    were not told (vLLM); one pattern names them where a whole kind of layer does.
 
     UsageError where groups had to become smaller for some layers and the layout has one size for all.
     """
@@ -226,12 +240,12 @@ def layout_for(settings: Settings, grids: Mapping[str, Grid], plain: Iterable[st
         refuse_sizes(settings, sizes)
         size = sizes.pop()
         return AWQ(size) if settings.layout == "awq" else GPTQ(settings.bits, size, settings.symmetric)
-    groups = _groups(grids)
+    groups, kinds = _groups(grids), {_pattern(name) for name in grids}
     kind = {"fp8": "float-quantized", "w8a8": "int-quantized"}.get(settings.method, "pack-quantized")
     return CompressedTensors(
         kind,  # type: ignore[arg-type]
         groups,
-        ignore=("lm_head", *dict.fromkeys(_pattern(name) for name in plain)),
+        ignore=("lm_head", *dict.fromkeys(name if _pattern(name) in kinds else _pattern(name) for name in plain)),
         inputs=settings.inputs,  # type: ignore[arg-type]
         act_order="static" if settings.method == "gptq" and settings.act_order else None,
         kv_cache=settings.kv_cache,
