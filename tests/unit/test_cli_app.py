@@ -168,3 +168,9 @@ def test_a_template_that_cannot_run_is_refused_before_anything_is_stored(
 def test_a_name_of_a_few_is_wrong_usage(words: list[str], near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     assert f"did you mean '{near}'" in capsys.readouterr().err
+
+
+def test_an_unknown_log_level_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TOKENMILL_LOG", "loud")
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err.startswith("Error: TOKENMILL_LOG is 'loud'; it takes debug, info, ")

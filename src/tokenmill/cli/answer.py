@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted"
 CONTEXT_FULL = "(the answer ends here because the context is full)"
 GOES_ROUND = (
-    "(the answer ends here because it only repeats itself; a limit of your own, --max-tokens N or "
-    "/set parameter num_predict N, lets it go on to there, and num_predict -1 without end)"
+    "(the answer ends here because it only repeats itself; --max-tokens N, or in a chat /set parameter num_predict N, "
+    "lets it go on to N tokens)"
 )
 
 

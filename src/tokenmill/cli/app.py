@@ -134,12 +134,12 @@ def _said(error: TokenmillError | OSError) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``argv`` excludes the program's name."""
     words, debug = _take_debug(sys.argv[1:] if argv is None else argv)
-    setup_logging("DEBUG" if debug else None)
-    bind_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "…" gets a "?", not an error
             stream.reconfigure(errors="replace")
     try:
+        setup_logging("DEBUG" if debug else None)
+        bind_threads()
         status = _run(words)
         sys.stdout.flush()
         return status

@@ -6,6 +6,9 @@ import logging
 import os
 import sys
 
+from tokenmill.core.errors import UsageError
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _seen: set[tuple[str, str]] = set()
 
 
@@ -22,6 +25,11 @@ def info_once(logger: logging.Logger, message: str) -> None:
 
 
 def setup_logging(level: str | None = None) -> None:
-    """For the command line only: a library must not configure its host's logging. ``TOKENMILL_LOG`` sets the level."""
-    chosen = (level or os.environ.get("TOKENMILL_LOG") or "WARNING").upper()
+    """For the command line only: a library must not configure its host's logging. ``TOKENMILL_LOG`` sets the level.
+
+    UsageError where it names none.
+    """
+    chosen = (level or os.environ.get("TOKENMILL_LOG", "").strip() or "WARNING").upper()
+    if chosen not in LEVELS:
+        raise UsageError(f"TOKENMILL_LOG is {chosen.lower()!r}; it takes {', '.join(LEVELS).lower()}")
     logging.basicConfig(stream=sys.stderr, level=chosen, format="%(levelname)s %(name)s: %(message)s")
