@@ -241,6 +241,21 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_another_command_wrote_meanwhile_is_not_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenmill.evals import handover
+
+    out = tmp_path / "m.gguf"
+    monkeypatch.setattr(handover, "check", lambda *given: out.write_text("another's"))
+    words = ["export", "gguf", str(folder), "--out", str(out), "--type", "F16"]
+    assert cli.main(words) == 2
+    assert "m.gguf is there already" in capsys.readouterr().err
+    assert (out.read_text(), list(tmp_path.iterdir())) == ("another's", [out])
+    assert cli.main([*words, "--force"]) == 0
+    assert GGUFFile(out).metadata["general.architecture"] == "llama"
+
+
 def test_a_file_that_is_another_model_gets_no_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -279,6 +279,7 @@ def _write_checked(
         before = next_tokens(opened.model.decoder, ids)
         found = agree(before, next_tokens(load_model(written.files[0], device="cpu").decoder, ids))
         check(found, MOST_KL.get(mix, OTHER_KL), str(wanted.out))
+        wanted.check()  # once more: another command may have written there meanwhile
         moved = [folder / path.name for path in written.files]
         for path, target in zip(written.files, moved, strict=True):
             os.replace(path, target)

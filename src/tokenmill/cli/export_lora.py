@@ -39,6 +39,7 @@ def export_lora(name: str, folder: Path, out: Path, force: bool, as_json: bool) 
         products = load_adapter(model, path, "written")  # on instead of the folder's
         found = agree(before, next_tokens(model.decoder, ids))
         check(found, MOST_KL, str(out))
+        check_out(out, force)  # once more: another command may have written there meanwhile
         os.replace(path, out)
     size = out.stat().st_size
     document = {"model": name, "adapter": str(folder), "out": str(out), "size": size, "layers": products}
