@@ -262,6 +262,13 @@ def test_errors_have_openais_shape(client: openai.OpenAI, base: str) -> None:
     assert broken.status_code == 400
     assert "JSON" in broken.json()["error"]["message"]
     assert httpx.get(f"{base}/v1/nothing").status_code == 404
+    for path, near in (("/chat/completions", "/v1/chat/completions"), ("/v1/v1/messages", "/v1/messages")):
+        reply = httpx.post(base + path, json={})
+        assert reply.status_code == 404
+        assert f"there is no POST {path} here (did you mean '{near}'?)" in reply.text
+    reply = httpx.get(f"{base}/v1/chat/completions")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert "it takes POST" in reply.text
     assert httpx.get(f"{base}/v1/nothing").json()["error"]["type"] == "invalid_request_error"
 
 

@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from tokenmill.core.errors import TokenmillError
+from tokenmill.core.errors import TokenmillError, did_you_mean
 from tokenmill.core.version import __version__
 from tokenmill.serve import anthropic, ollama, openai, web
 from tokenmill.serve.description import Shape, describe, plain, refusals
@@ -95,10 +95,19 @@ def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         error = usage_error(error)
     elif isinstance(error, HTTPException):
-        missing = error.status_code == 404 and "route" not in request.scope
-        what = f"there is no {request.method} {request.url.path} here" if missing else str(error.detail)
-        error = HTTPError(error.status_code, what)
+        error = HTTPError(error.status_code, _no_route(request, error) or str(error.detail))
     return refusal(request.url.path, error, headers)
+
+
+def _no_route(request: Request, error: HTTPException) -> str | None:
+    """What a caller of a route that is not there should know, such as one whose base URL has a /v1 too few or many."""
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        return f"there is no {asked} here; it takes {(error.headers or {}).get('Allow', 'another method')}"
+    if error.status_code != 404 or "route" in request.scope:
+        return None
+    known = request.app.openapi()["paths"]  # made once
+    return f"there is no {asked} here{did_you_mean(request.url.path[:100], known)}"
 
 
 def _add_health(app: FastAPI) -> None:
