@@ -52,7 +52,7 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-KERNEL_TESTS := tests/kernels/test_native.py tests/kernels/test_native_attention.py tests/kernels/test_native_train.py
+KERNEL_TESTS := $(addprefix tests/kernels/test_native,.py _attention.py _program.py _train.py)
 
 # Python itself leaks by design, so leaks are not looked for. AddressSanitizer finds the functions that throw only where
 # the C++ library is there before Python. -s: what the sanitizers say goes to stderr.

@@ -55,6 +55,15 @@ inline void tile_values(const uint16_t* weights, int64_t d, int64_t rows, const 
     }
 }
 
+/// 2^x to 1e-4 of itself, which its rounding to bfloat16 hides. Never below 2^-125: results that are subnormal, or vanish,
+/// take a hundred cycles each. NaN stays NaN.
+inline f32x16 power_of_two(f32x16 x) {
+  const f32x16 inside = _mm512_max_ps(splat(-125.0f), x);
+  const f32x16 n = _mm512_roundscale_ps(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = inside - n;
+  const f32x16 p = fma(fma(fma(splat(0.05517149f), r, splat(0.24261094f)), r, splat(0.69326099f)), r, splat(0.99992808f));
+  return _mm512_scalef_ps(p, n);
+}
+
 /// As attend_tile_of (attention.inl); the head size is a multiple of 32 and the cache bfloat16.
 inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                          int64_t first, int64_t last, float* y, float* scratch) {
@@ -86,23 +95,24 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
     tile_scores(queries, d, rows, panels, 2 * halves, p);
     // where each row sees each key, there is nothing to mask
     const bool open = !shape.softcap && at >= low_of(last - 1) && at + key_tile <= before + first + 1;
+    const float to_powers = (open ? shape.scale : 1.0f) * 1.44269504f;  // weights are powers of two, and so are the maxima
     for (int64_t r = 0; r < rows; r++) {
       f32x16 e[key_tile / 16], largest = splat(minus_infinity);
       for (int64_t j = 0; j < key_tile; j += 16) {
         const f32x16 v = load<f32x16>(p + r * key_tile + j);
-        e[j / 16] = open ? v * shape.scale
-                         : finish_scores(v, shape, at + j, low_of(first + r), std::min(before + first + r + 1, end));
+        e[j / 16] = open ? v : finish_scores(v, shape, at + j, low_of(first + r), std::min(before + first + r + 1, end));
+        e[j / 16] *= to_powers;
         largest = max(largest, e[j / 16]);
       }
       if (const float now = max(largest); now > top[r]) {  // seldom, after a few tiles
-        const float alpha = top[r] == minus_infinity ? 0.0f : std::exp(top[r] - now);
+        const float alpha = top[r] == minus_infinity ? 0.0f : std::exp2(top[r] - now);
         for (int64_t i = 0; i < d; i += 16) store(out + r * d + i, load<f32x16>(out + r * d + i) * alpha);
         total[r] = total[r] * alpha, top[r] = now;
       }
       const float shift = top[r] == minus_infinity ? 0.0f : top[r];
       f32x16 added = splat(0.0f);
       for (int64_t j = 0; j < key_tile; j += 16) {
-        const f32x16 weight = exp(e[j / 16] - shift);
+        const f32x16 weight = power_of_two(e[j / 16] - shift);
         added += weight;
         to_bf16(weights + r * key_tile + j, weight);
       }

@@ -181,6 +181,7 @@ void bind_program(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // the pool lives as long as the process
+  m.attr("interface") = 2;       // what ops/native.py expects
   nb::class_<Kernels>(m, "Kernels").def_ro("name", &Kernels::name).def_ro("tiles", &Kernels::tiles);
   m.def("kernels", [](const std::string& name) { return &kernels(name.c_str()); }, nb::rv_policy::reference);
   nb::class_<Pool>(m, "Pool")

@@ -77,7 +77,7 @@ void attention(const Kernels& k, CacheType type, double limit) {
   for (int64_t h = 0; h < heads; h++) {
     float top[groups], sum[groups];
     float* out = &y[h * groups * d];
-    k.attend_row(cache, shape, {0, 1, length, table}, &q[h * groups * d], h, 0, length, out, top, sum, scratch.data());
+    k.attend_row(cache, shape, {0, 1, length, table}, &q[h * groups * d], h, -1, 0, length, out, top, sum, scratch.data());
     for (int64_t g = 0; g < groups; g++) {
       std::vector<double> p(length), exact(d);
       double total = 0;

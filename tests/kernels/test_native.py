@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -28,6 +29,7 @@ from tokenmill.formats import open_tensors
 from tokenmill.models.load import model_from_file
 from tokenmill.nn.context import Packed as PackedContext
 from tokenmill.nn.decoder import Decoder
+from tokenmill.ops import native as ops_native
 from tokenmill.ops.batch_invariant import batch_invariant
 from tokenmill.ops.native import native
 from tokenmill.ops.packed import QUANTISED, Packed, packed_linear
@@ -287,3 +289,28 @@ def test_adapters_keep_a_model_on_torch_and_tokens_are_checked(tmp_path: Path) -
         passes.hidden([SimpleNamespace(sequence=beyond, start=0, count=2)])  # type: ignore[list-item]
     model.layers[0].attn.q.adapters = torch.nn.ModuleDict()
     assert isinstance(Engine(model, num_blocks=4)._passes, TorchPass)
+
+
+def test_kernels_of_another_version_are_told_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever pulls without building again gets torch and a sentence, not a method that is not there."""
+    monkeypatch.setattr(ops_native, "INTERFACE", 10**6)
+    ops_native.why_not.cache_clear()
+    try:
+        assert "install tokenmill again" in (ops_native.why_not() or "")
+    finally:
+        ops_native.why_not.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_the_checks_for_other_machines_compile() -> None:
+    """``make kernels-arm`` runs them under emulation, seldom."""
+    native_folder = Path(__file__).parents[2] / "native"
+    words = [
+        "g++",
+        "-std=c++20",
+        "-fsyntax-only",
+        f"-I{native_folder / 'src'}",
+        str(native_folder / "test/kernels.cpp"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

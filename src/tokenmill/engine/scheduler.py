@@ -115,7 +115,7 @@ class Scheduler:
     def schedule(self, now: float) -> list[Work]:
         """The next pass. Sequences that ended are dropped first; ``now`` is compared with deadlines."""
         self._drop_finished(now)
-        budget, work = self.max_tokens_per_step, list[Work]()
+        budget, work, scheduled = self.max_tokens_per_step, list[Work](), set[int]()
         preemptions = self.preemptions
         for decoding in (True, False):
             if work and self.pace is not None:
@@ -123,11 +123,11 @@ class Scheduler:
                 readers = sum(len(piece.sequence.request.output) >= YOUNG for piece in work)
                 budget = min(budget, self.pace.allowance(readers, waiting))
             for sequence in sorted((s for s in self.running if s.decoding == decoding), key=Sequence.urgency):
-                if sequence in self.running and budget:
-                    scheduled = {id(w.sequence) for w in work}
-                    if (piece := self._extend(sequence, budget, scheduled)) is not None:
-                        work.append(piece)
-                        budget -= piece.count
+                preempted = self.preemptions > preemptions and sequence not in self.running
+                if budget and not preempted and (piece := self._extend(sequence, budget, scheduled)) is not None:
+                    work.append(piece)
+                    scheduled.add(id(sequence))
+                    budget -= piece.count
         # After a preemption nobody is admitted in the same step: it would only take the blocks that were just won
         if budget and self.waiting and preemptions == self.preemptions:
             work += self._admit_all(budget)

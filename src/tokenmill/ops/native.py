@@ -18,6 +18,9 @@ import torch
 from tokenmill.core.errors import UsageError
 from tokenmill.core.threads import allowed_cores
 
+INTERFACE = 2
+"""What the extension calls its own interface: raised, here and in native/src/module.cpp, when a call changes."""
+
 UNARY = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_fast": 1, "gelu": 2, "relu": 3}
 """Activations by the numbers of ``Unary`` in native/src/kernels.h."""
 
@@ -65,6 +68,8 @@ def why_not() -> str | None:
         return "TOKENMILL_ISA=reference asks for torch alone"
     if _native is None:
         return "they are not built: install tokenmill again where a C++20 compiler is (g++ 12 or clang 15, or newer)"
+    if getattr(_native, "interface", 1) != INTERFACE:
+        return "they were built from another version: install tokenmill again (pip install, in the folder you pulled)"
     try:
         _native.kernels(_wanted())
     except ValueError as error:
