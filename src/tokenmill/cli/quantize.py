@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,7 +344,9 @@ def _table(name: str, result: Result, original_bytes: int, out: Path) -> str:
     lines += [f"{label:15} {value:.1f} tokens/s" for label, value in result.speed.items()]
     if kept := result.kept:
         bits = result.layers[[layer["name"] for layer in result.layers].index(kept[0])]["bits"]
-        lines.append(f"kept in {bits} bits {len(kept)} of {len(result.layers)} layers: {', '.join(kept)}")
+        kinds = Counter(name.rpartition(".")[2] for name in kept if not name.rpartition(".")[2].isdigit())
+        each = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        lines.append(f"kept in {bits} bits {len(kept)} of {len(result.layers)} layers{': ' + each if each else ''}")
     if plain := [layer["name"] for layer in result.layers if "plainly" in layer["note"]]:
         lines.append(f"rounded plainly {len(plain)} layers, the first: {plain[0]}")
     if result.resumed:
