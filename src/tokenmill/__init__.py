@@ -5,11 +5,12 @@ Names are resolved on first use (PEP 562), so that ``import tokenmill`` and ``to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tokenmill.core.version import __version__
 
+TYPE_CHECKING = False  # typing itself takes as long to import as all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from tokenmill.engine.repetition import RepetitionDetection as RepetitionDetection
     from tokenmill.engine.sampling_params import SamplingParams as SamplingParams
     from tokenmill.llm import LLM as LLM
