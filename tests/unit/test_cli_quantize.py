@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from fakes.tiny_llm import tiny_folder
 from tokenmill.cli.app import main
 from tokenmill.core.checksums import check_sums
+from tokenmill.evals.quantisation import run_job
 from tokenmill.models import load_tokenizer
 
 
@@ -119,6 +122,37 @@ def test_stopped_by_hand(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     said = capsys.readouterr()
     assert "layers were there already" in said.out
     assert "warning" not in said.err, "blocks of 64 are the format's, and nobody asked for other groups"
+
+
+@pytest.mark.parametrize("choice", [["--method", "nf4"], ["--compare", "rtn"]])
+def test_two_into_one_folder_the_second_is_refused(
+    choice: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", "model", *choice, *DATA, "--out", "small"]
+    others: list[subprocess.CompletedProcess[str]] = []
+
+    def while_it_works(*given: Any) -> Any:
+        done = run_job(*given)
+        there = sorted((place / ".small.quantising").rglob("*"))
+        command = [sys.executable, "-m", "tokenmill", *words]
+        others.append(subprocess.run(command, check=False, capture_output=True, text=True))
+        assert sorted((place / ".small.quantising").rglob("*")) == there, "the first is undisturbed"
+        return done
+
+    monkeypatch.setattr("tokenmill.evals.quantisation.run_job", while_it_works)
+    assert main(words) == 0
+    (other,) = others
+    assert other.returncode == 2
+    assert other.stderr == (
+        "Error: --out small: another command is writing there just now; wait for it, or give another folder\n"
+    )
+    assert (place / "small/quantization_report.json").is_file()
+    assert not list(place.glob(".small*")), "the working folder is gone"
+
+
+def test_a_mistake_leaves_no_working_folder(place: Path) -> None:
+    assert main(["quantize", "nosuch", "--method", "rtn", "--out", "small"]) != 0
+    assert not list(place.glob(".small*"))
 
 
 def _ctrl_c(*_: object) -> None:

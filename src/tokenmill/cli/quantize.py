@@ -96,7 +96,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantise a model. A run that was stopped goes on where it was when the same command is given again."""
-    from tokenmill.formats.aside import refuse_taken
+    from tokenmill.formats.aside import held, refuse_taken
     from tokenmill.quant.settings import settings
 
     choices: dict[str, Any] = {
@@ -114,15 +114,17 @@ def quantize(
     wanted = _compared(compare) if compare is not None else {method: settings(method, **given)}
     refuse_taken(out)
     _refuse_uncalibrated(wanted, data)
-    prepared = _prepare(model, wanted, data or [], calibration_size(samples, seq_len, data), text, dtype)
-    try:
-        if compare is not None:
-            _compare(prepared, wanted, out, as_json)
-        else:
-            _quantise(prepared, wanted[method], out, as_json)
-    except KeyboardInterrupt:
-        note(f"stopped: the same command goes on from here; {_work(out)} has what is done")
-        raise
+    size = calibration_size(samples, seq_len, data)
+    with held(_work(out), out):
+        prepared = _prepare(model, wanted, data or [], size, text, dtype)
+        try:
+            if compare is not None:
+                _compare(prepared, wanted, out, as_json)
+            else:
+                _quantise(prepared, wanted[method], out, as_json)
+        except KeyboardInterrupt:
+            note(f"stopped: the same command goes on from here; {_work(out)} has what is done")
+            raise
 
 
 def _refuse_uncalibrated(wanted: dict[str, Settings], data: list[str] | None) -> None:

@@ -1,4 +1,7 @@
-"""A folder that is there whole or not at all: built beside its place, renamed into it at the end."""
+"""A folder that is there whole or not at all: built beside its place, renamed into it at the end.
+
+Of two commands that write one folder the second is refused, by a lock in the folder that they build in.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,29 @@ def built_aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextmanager
+def held(work: Path, out: Path) -> Iterator[None]:
+    """Inside, ``work`` is this process's alone: the folder in which ``out`` is built, over several runs if need be.
+
+    What is in it stays for the next run. UsageError where another command holds it, or has written ``out`` meanwhile.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(work / _LOCK)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise _written_now(out) from None
+    try:
+        refuse_taken(out)
+        yield
+    finally:
+        if all(path.name == _LOCK for path in work.glob("*")):
+            shutil.rmtree(work, ignore_errors=True)
+        lock.release()
+
+
 def _remove_left(left: Path, out: Path) -> None:
     """Remove what a process left that was killed. UsageError where it lives and holds its lock."""
     from filelock import FileLock, Timeout
@@ -71,6 +97,8 @@ def _remove_left(left: Path, out: Path) -> None:
         with FileLock(left / _LOCK).acquire(blocking=False):
             shutil.rmtree(left, ignore_errors=True)
     except Timeout:
-        raise UsageError(
-            f"--out {out}: another command is writing there just now; wait for it, or give another folder"
-        ) from None
+        raise _written_now(out) from None
+
+
+def _written_now(out: Path) -> UsageError:
+    return UsageError(f"--out {out}: another command is writing there just now; wait for it, or give another folder")
