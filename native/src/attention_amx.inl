@@ -1,5 +1,5 @@
 // Attention of whole prompts in matrix tiles: scores and weighted values of 16 x 16 at a time, over a bfloat16 cache
-// whose panels are tiles already.
+// whose panels are tiles already, or an int8 one whose codes become tiles: bfloat16 has all of them exactly.
 #pragma once
 
 namespace tokenmill::ISA_NAMESPACE {
@@ -64,8 +64,24 @@ inline f32x16 power_of_two(f32x16 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-/// As attend_tile_of (attention.inl); the head size is a multiple of 32 and the cache bfloat16.
-inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
+/// Two rows of codes, `step` apart, as pairs of bfloat16.
+inline u32x16 code_pairs(const uint8_t* codes, int64_t step) {
+  const int8_t* p = reinterpret_cast<const int8_t*>(codes);
+  return as_bits(from_i8(p)) >> 16 | as_bits(from_i8(p + step));
+}
+
+/// An int8 cache's keys of 16 positions, [D][16], and its values of 32, [32][D], as bfloat16 has them.
+inline void keys_to_tiles(const uint8_t* codes, int64_t d, uint8_t* out) {
+  for (int64_t i = 0; i < d; i += 2) store(out + i * 32, code_pairs(codes + i * 16, 16));
+}
+inline void values_to_tiles(const uint8_t* codes, int64_t d, uint8_t* out) {
+  for (int64_t j = 0; j < 32; j += 2)
+    for (int64_t i = 0; i < d; i += 16) store(out + (j * d + i * 2) * 2, code_pairs(codes + j * d + i, d));
+}
+
+/// As attend_tile_of (attention.inl); the head size is a multiple of 32.
+template <CacheType TYPE>
+void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                          int64_t first, int64_t last, float* y, float* scratch) {
   const int64_t d = c.head_dim, ld = shape.heads * d, rows = last - first, key_head = head / (shape.heads / c.heads);
   const int64_t before = s.length - s.count, end = before + last;
@@ -73,7 +89,7 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
   float* out = p + row_tile * key_tile;
   uint16_t* queries = reinterpret_cast<uint16_t*>(out + row_tile * d);
   uint16_t* weights = queries + row_tile * d;
-  uint8_t* copy = reinterpret_cast<uint8_t*>(weights + row_tile * key_tile);
+  uint8_t* copy = reinterpret_cast<uint8_t*>(weights + row_tile * key_tile);  // values, and an int8 cache's keys
   float top[row_tile];
   f32x16 total[row_tile];  // of each lane
   std::fill(top, top + row_tile, minus_infinity);
@@ -85,12 +101,25 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
   for (int64_t at = low_of(first) / key_tile * key_tile; at < end; at += key_tile) {
     const uint8_t *panels[key_tile / 16], *values[key_tile / 32];
     const int64_t halves = std::min<int64_t>(key_tile / 32, (end - at + 31) / 32);  // of which the last panel may be empty
-    for (int64_t j = 0; j < 2 * halves; j++)
-      panels[j] = view(c, s, at + 16 * j, key_head).keys + (at + 16 * j) % c.block_size * d * 2;
+    f32x16 key_scales[key_tile / 16] = {}, value_scales[key_tile / 16] = {};  // an int8 cache's
     for (int64_t h = 0; h < halves; h++) {
-      const int64_t from = at + 32 * h;
-      values[h] = clean_tail<CacheType::BF16>(view(c, s, from, key_head).values + from % c.block_size * d * 2, d,
-                                   std::min<int64_t>(32, end - from), 32, copy);
+      const int64_t from = at + 32 * h, slot = from % c.block_size;
+      const View here = view(c, s, from, key_head);
+      for (int64_t j = 0; j < 2; j++) panels[2 * h + j] = here.keys + (slot + 16 * j) * d * element(c);
+      values[h] = here.values + slot * d * element(c);
+      if constexpr (TYPE == CacheType::BF16) {
+        values[h] = clean_tail<TYPE>(values[h], d, std::min<int64_t>(32, end - from), 32, copy);
+        continue;
+      }
+      uint8_t* tiles_of = copy + h * 4 * 32 * d;
+      for (int64_t j = 0; j < 2; j++) {
+        keys_to_tiles(panels[2 * h + j], d, tiles_of + j * 32 * d);
+        panels[2 * h + j] = tiles_of + j * 32 * d;
+        key_scales[2 * h + j] = scales_of(c, here.keys, slot + 16 * j);
+        value_scales[2 * h + j] = scale_weights(splat(1.0f), scales_of(c, here.values, slot + 16 * j), from + 16 * j, end);
+      }
+      values_to_tiles(values[h], d, tiles_of + 64 * d);
+      values[h] = tiles_of + 64 * d;
     }
     tile_scores(queries, d, rows, panels, 2 * halves, p);
     // where each row sees each key, there is nothing to mask
@@ -99,7 +128,8 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
     for (int64_t r = 0; r < rows; r++) {
       f32x16 e[key_tile / 16], largest = splat(minus_infinity);
       for (int64_t j = 0; j < key_tile; j += 16) {
-        const f32x16 v = load<f32x16>(p + r * key_tile + j);
+        f32x16 v = load<f32x16>(p + r * key_tile + j);
+        if constexpr (TYPE == CacheType::I8) v *= key_scales[j / 16];
         e[j / 16] = open ? v : finish_scores(v, shape, at + j, low_of(first + r), std::min(before + first + r + 1, end));
         e[j / 16] *= to_powers;
         largest = max(largest, e[j / 16]);
@@ -114,7 +144,7 @@ inline void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequ
       for (int64_t j = 0; j < key_tile; j += 16) {
         const f32x16 weight = power_of_two(e[j / 16] - shift);
         added += weight;
-        to_bf16(weights + r * key_tile + j, weight);
+        to_bf16(weights + r * key_tile + j, TYPE == CacheType::I8 ? weight * value_scales[j / 16] : weight);
       }
       total[r] += added;
     }

@@ -32,8 +32,10 @@ void linear(const Weight& w, int64_t first, int64_t last, const Inputs& in, cons
 
 void attend_tile(const Cache& c, const AttentionShape& shape, const Sequence& s, const float* q, int64_t head,
                  int64_t first, int64_t last, float* y, float* scratch) {
-  const bool fits = c.type == CacheType::BF16 && c.head_dim % 32 == 0;
-  (fits ? amx::attend_tiles : avx512_kernels()->attend_tile)(c, shape, s, q, head, first, last, y, scratch);
+  const auto of = c.head_dim % 32 || c.type == CacheType::F32 ? avx512_kernels()->attend_tile
+                  : c.type == CacheType::BF16                ? amx::attend_tiles<CacheType::BF16>
+                                                             : amx::attend_tiles<CacheType::I8>;
+  of(c, shape, s, q, head, first, last, y, scratch);
 }
 
 void attention(const DocumentShape& shape, const DocumentTensors& t, int64_t length, int64_t kv_head, float* scratch) {
