@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from tokenmill.answers import Answer, Choice, Completion, Piece, Score, Stats, collect
-from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.core.errors import MissingFileError, UsageError
 from tokenmill.engine.embed import embed
 from tokenmill.engine.engine import Engine
 from tokenmill.engine.request import Logprobs, Request
@@ -90,7 +90,7 @@ class LLM:
         given = [adapter] if isinstance(adapter, str | Path) else adapter or []
         adapters = [*self.files.adapters, *map(Path, given)]
         if missing := [str(path) for path in adapters if not path.exists()]:
-            raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
+            raise MissingFileError(f"adapter {', '.join(missing)}: no such file or folder")
         rounded = None if quant is None else format_of(quant)
         file = open_tensors(self.files.path)
         most = read_config(config_of(file)[0], str(file.path))[1].max_position

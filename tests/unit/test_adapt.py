@@ -393,5 +393,5 @@ def test_run_takes_several_adapters(home: Path, capsys: Any, monkeypatch: pytest
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     arguments = ["run", str(home / "model"), "the cat", "--local", "--temperature", "0", "--max-tokens", "5"]
     assert main([*arguments, "--adapter", str(home / "lora"), "--adapter", str(home / "prompt")]) == 0
-    assert main([*arguments, "--adapter", "nowhere"]) == 1
+    assert main([*arguments, "--adapter", "nowhere"]) == 2
     assert "nowhere: no such file or folder" in capsys.readouterr().err

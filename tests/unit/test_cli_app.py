@@ -152,7 +152,7 @@ def test_a_template_that_cannot_run_is_refused_before_anything_is_stored(
     modelfile = tmp_path / "Modelfile"
     for source in ("{{ .Prompt | foo }}{{ .Response }}", "{% for %}"):
         modelfile.write_text(f'FROM nothing\nTEMPLATE """{source}"""\n', encoding="utf-8")
-        assert cli.main(["create", "broken", "-f", str(modelfile)]) == 1
+        assert cli.main(["create", "broken", "-f", str(modelfile)]) == 2
         assert "template" in capsys.readouterr().err.lower()
 
 

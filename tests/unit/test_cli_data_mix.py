@@ -65,7 +65,7 @@ def test_a_mix_has_the_shares_and_names_its_sources(capsys: pytest.CaptureFixtur
         (["web", "--format", "csv"], 2, "output.format"),
         (["web", "--temperature", "0"], 2, "temperature"),
         (["a b=web"], 2, "give the source a name"),
-        (["nowhere"], 1, "no such file"),
+        (["nowhere"], 2, "no such file"),
     ],
 )
 def test_mistakes_are_told(words: list[str], status: int, problem: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,7 +239,7 @@ def test_run_config_round_trips(tmp_path: Path) -> None:
 
 
 def test_spoilt_run_config_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(NotFoundError, match="no run folder"):
         read_run_config(tmp_path)
     (tmp_path / "config.yaml").write_text("lr: [")
     with pytest.raises(FormatError, match=r"config\.yaml"):

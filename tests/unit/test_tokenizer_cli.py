@@ -130,8 +130,8 @@ def test_an_even_share_is_taken_of_too_much_text(corpus: Path) -> None:
     ("words", "status", "said"),
     [
         (["train", "a.jsonl", "--kind", "bytebpe", "--out", "x"], 2, "did you mean 'byte-bpe'"),
-        (["train", "none.txt", "--out", "x"], 1, "no such file"),
-        (["train", "a.jsonl", "--chat-template", "none.jinja", "--out", "x"], 1, "no such file"),
+        (["train", "none.txt", "--out", "x"], 2, "no such file"),
+        (["train", "a.jsonl", "--chat-template", "none.jinja", "--out", "x"], 2, "no such file"),
         (["compare", "none"], 1, "none"),
         (["encode", "a.jsonl", "--tokenizer", "none", "--out", "x"], 1, "none"),
     ],

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import tokenmill
-from tokenmill.core.errors import TokenmillError
+from tokenmill.core.errors import MissingFileError, TokenmillError
 from tokenmill.core.log import setup_logging
 from tokenmill.core.threads import bind_threads
 
@@ -131,6 +131,14 @@ def _said(error: TokenmillError | OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
+def _status(error: OSError, words: Sequence[str]) -> int:
+    """Of an error of the system's: 2 where a path that was typed leads to no file, as for MissingFileError; else 1."""
+    named = str(error.filename)
+    typed = any(word == named or word.endswith(f"={named}") for word in words)
+    wrong = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    return MissingFileError.exit_status if wrong and typed else 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. ``argv`` excludes the program's name."""
     words, debug = _take_debug(sys.argv[1:] if argv is None else argv)
@@ -153,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"Error: {_said(error)}", file=sys.stderr)
-        return error.exit_status if isinstance(error, TokenmillError) else 1
+        return error.exit_status if isinstance(error, TokenmillError) else _status(error, words)
     except Exception as error:
         if debug:
             raise

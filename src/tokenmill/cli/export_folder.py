@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenmill.cli.output import Json, PullProgress, emit, human_size
-from tokenmill.core.errors import NotFoundError
+from tokenmill.core.errors import MissingFileError
 from tokenmill.store import Store
 
 HF_EPILOG = """\b
@@ -70,7 +70,7 @@ def _export(
     vllm: bool,
 ) -> None:
     if missing := [str(path) for path in [*adapters, *results] if not path.exists()]:
-        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+        raise MissingFileError(f"{', '.join(missing)}: no such file or folder")
 
     from tokenmill.adapt import check_kinds
     from tokenmill.evals.export_folder import Wanted, dtype_of, export_folder

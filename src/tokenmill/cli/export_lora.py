@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tokenmill.cli.output import emit, human_size
-from tokenmill.core.errors import NotFoundError
+from tokenmill.core.errors import MissingFileError
 
 MOST_KL = 1e-5
 """Nats a token between the model with the folder's adapter and with the file's: both are computed in float32."""
@@ -26,7 +26,7 @@ def export_lora(name: str, folder: Path, out: Path, force: bool, as_json: bool) 
 
     check_out(out, force)
     if not folder.is_dir():
-        raise NotFoundError(f"--lora {folder}: no such folder")
+        raise MissingFileError(f"--lora {folder}: no such folder")
     opened = open_model(name)
     model, ids = model_from_file(opened.file, device="cpu", dtype="float32"), probe(opened.tokenizer)
     metadata, tensors = gguf_of_adapter(model, folder)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenmill.cli.output import Json, PullProgress, emit, step_progress, verb
-from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.core.errors import MissingFileError, UsageError
 from tokenmill.store import Store
 
 app = verb()
@@ -63,7 +63,7 @@ def merge(
 
 def _fold(model: str, adapter: list[Path], out: Path, dtype: str | None, as_json: bool) -> None:
     if missing := [str(path) for path in adapter if not path.exists()]:
-        raise NotFoundError(f"adapter {', '.join(missing)}: no such file or folder")
+        raise MissingFileError(f"adapter {', '.join(missing)}: no such file or folder")
 
     from tokenmill.adapt import check_kinds
     from tokenmill.formats import open_tensors

@@ -10,7 +10,7 @@ import typer
 
 from tokenmill.cli.inputs import calibration_size
 from tokenmill.cli.output import Json, PullProgress, command_line, emit, human_count, step_progress, verb
-from tokenmill.core.errors import NotFoundError, UsageError, did_you_mean
+from tokenmill.core.errors import MissingFileError, UsageError, did_you_mean
 from tokenmill.core.finite import finite
 from tokenmill.store import Store
 
@@ -103,7 +103,7 @@ def _check(method: str, given: dict[str, Any], data: Path | None) -> None:
     if needs_data and data is None:
         raise UsageError(f"--method {method} looks at the model at work: give it texts with --data")
     if data is not None and not data.exists():
-        raise NotFoundError(f"--data {data}: no such file or folder")
+        raise MissingFileError(f"--data {data}: no such file or folder")
 
 
 def _job(method: str, given: dict[str, Any]) -> Job:

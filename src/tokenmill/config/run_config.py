@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenmill.config.compose import Composed
 from tokenmill.config.recipe import Recipe
-from tokenmill.core.errors import ConfigError, FormatError
+from tokenmill.core.errors import FormatError, MissingFileError
 from tokenmill.core.paths import atomic_write
 
 NAME = "config.yaml"
@@ -60,7 +60,7 @@ def read_run_config(folder: Path) -> Composed:
     except (ValueError, yaml.YAMLError) as error:
         raise FormatError(path, "", str(error)) from error
     except FileNotFoundError as error:
-        raise ConfigError(f"{folder} is no run folder: it has no {NAME}") from error
+        raise MissingFileError(f"{folder} is no run folder: it has no {NAME}") from error
     return Composed(recipe, dict(_origins(text)))
 
 

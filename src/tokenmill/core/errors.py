@@ -3,6 +3,11 @@
 The command line prints such an error without a traceback and exits with its ``exit_status``; a server turns it into
 a 4xx. Whatever is raised outside this tree is a bug of ours. A message says what was given, what is allowed and what
 to do.
+
+The exit status follows one rule in every command, and a class here says on which side of it an error is. 2: what was
+typed is wrong as it stands, which nothing but other words can mend: an option, a value, a name outside the grammar, a
+file or folder that is not there, a recipe or a Modelfile with a mistake in it. 1: it failed at work, and that includes
+a model that is neither on this machine nor where it would come from.
 """
 
 from __future__ import annotations
@@ -40,12 +45,30 @@ class FormatError(TokenmillError, ValueError):
         super().__init__(f"{path}: {where}: {problem}" if where else f"{path}: {problem}")
 
 
+class ModelfileError(FormatError):
+    """A Modelfile that was asked for has mistakes in it."""
+
+    exit_status = 2
+
+
 class StoreError(TokenmillError):
-    """The store on this machine cannot do what was asked (locked, corrupt, a name outside the grammar)."""
+    """The store on this machine cannot do what was asked (locked, corrupt, a name that it does not take)."""
+
+
+class BadNameError(StoreError):
+    """What was given as a model's name is outside the grammar, so that no model can have it."""
+
+    exit_status = 2
 
 
 class NotFoundError(StoreError, LookupError):
     """No such model, file or revision."""
+
+
+class MissingFileError(NotFoundError):
+    """A file or folder that was named is not there, or nothing of what is looked for is in it."""
+
+    exit_status = 2
 
 
 class UnknownNameError(NotFoundError, UsageError):

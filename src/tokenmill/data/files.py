@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tokenmill.core.errors import ConfigError, FormatError, NotFoundError
+from tokenmill.core.errors import ConfigError, FormatError, MissingFileError, NotFoundError
 
 TABLES, TEXTS, COMPRESSED = (".jsonl", ".ndjson", ".json", ".parquet"), (".txt", ".md", ".text"), (".gz", ".zst")
 MANIFEST, CURATED = "manifest.json", "tokenmill-data-1"
@@ -79,10 +79,10 @@ def find_files(path: str) -> list[Path]:
         root = Path(given.anchor) if given.is_absolute() else Path()
         found = [file for file in root.glob(str(given.relative_to(given.anchor))) if file.is_file()]
     else:
-        raise NotFoundError(f"{path}: no such file or folder")
+        raise MissingFileError(f"{path}: no such file or folder")
     files = sorted(file for file in found if kind_of(file) in (*TABLES, *TEXTS) and not file.name.startswith("."))
     if not files:
-        raise NotFoundError(f"{path}: no data files there ({', '.join((*TABLES, *TEXTS))})")
+        raise MissingFileError(f"{path}: no data files there ({', '.join((*TABLES, *TEXTS))})")
     return files
 
 

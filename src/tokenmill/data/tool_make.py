@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.core.endpoint import Answer
-from tokenmill.core.errors import ConfigError, NotFoundError
+from tokenmill.core.errors import ConfigError, MissingFileError
 from tokenmill.data.formats import RowError, parse_tools
 from tokenmill.data.tool_values import draw_arguments
 
@@ -77,7 +77,7 @@ def read_tool_file(path: Path) -> list[ToolSource]:
     import yaml
 
     if not path.is_file():
-        raise NotFoundError(f"there is no file of tools at {path}")
+        raise MissingFileError(f"there is no file of tools at {path}")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(given, list) or not given or not all(isinstance(tool, dict) for tool in given):

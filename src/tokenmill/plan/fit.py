@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.core.errors import FormatError, UsageError
+from tokenmill.core.errors import FormatError, MissingFileError, UsageError
 from tokenmill.plan import laws
 
 Array = NDArray[np.float64]
@@ -253,6 +253,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             found.append(_read_folder(path))
         elif path.suffix in (".csv", ".jsonl"):
             found += _read_table(path)
+        elif not path.exists():
+            raise MissingFileError(f"{path}: no such file or folder")
         else:
             raise FormatError(path, "", "is neither the folder of a run nor a .csv or .jsonl of runs")
     return found

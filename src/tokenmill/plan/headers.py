@@ -44,7 +44,7 @@ def find_shape(model: str) -> tuple[Shape, Fetched | None]:
     """The shape of what a person names: a catalog entry, a store name, a path, ``https://…`` or ``hf:ORG/REPO``.
 
     Raises:
-        NotFoundError: nothing has this name; the message has the nearest.
+        NotFoundError: nothing has this name; the message has the nearest. MissingFileError: nothing is at this path.
         ConfigError, FormatError: there is something, and it is broken.
     """
     if model.startswith(("https://", "http://", "hf:")):
@@ -68,11 +68,13 @@ def find_shape(model: str) -> tuple[Shape, Fetched | None]:
 
 
 def _in_store(name: str) -> Path | None:
-    from tokenmill.core.errors import StoreError
+    from tokenmill.core.errors import MissingFileError, StoreError
     from tokenmill.store import Store
 
     try:
         return Store().resolve(name).path
+    except MissingFileError:  # it is a path
+        raise
     except StoreError:
         return None
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenmill.core.errors import FormatError, NotFoundError, StoreError
+from tokenmill.core.errors import FormatError, MissingFileError, NotFoundError, StoreError
 from tokenmill.store import manifest as m
 from tokenmill.store import parameters
 from tokenmill.store.blobs import hash_file
@@ -89,10 +89,12 @@ def adapter_layers(library: Library, path: Path, number: int, progress: Progress
             raise FormatError(path, "first 4 bytes", "not a GGUF file; ADAPTER takes GGUF or a PEFT folder")
         return [link_layer(library, path, m.ADAPTER, {}, progress)]
     if not path.exists():
-        raise NotFoundError(f"adapter {path}: no such file or folder")
+        raise MissingFileError(f"adapter {path}: no such file or folder")
     missing = [name for name in _ADAPTER_NAMES if not (path / name).is_file()]
     if missing:
-        raise NotFoundError(f"adapter {path}: not a GGUF file, and as a PEFT folder it lacks {' and '.join(missing)}")
+        raise MissingFileError(
+            f"adapter {path}: not a GGUF file, and as a PEFT folder it lacks {' and '.join(missing)}"
+        )
     note = {m.ADAPTER_NUMBER: str(number)}
     return [
         link_layer(library, path / name, m.ADAPTER_FILE, {m.TITLE: name, **note}, progress) for name in _ADAPTER_NAMES
@@ -108,7 +110,7 @@ def link_layer(library: Library, path: Path, media_type: str, notes: dict[str, s
     if real.parent == library.blobs.folder.resolve() and real.name.startswith("sha256-"):
         return Layer(media_type, real.name.replace("-", ":", 1), real.stat().st_size, notes)
     if not path.is_file():
-        raise NotFoundError(f"{path}: no such file")
+        raise MissingFileError(f"{path}: no such file")
     if any(ord(char) < 32 for char in str(path)) or len(str(path)) > 4000:
         raise StoreError(f"{str(path)!r:.200}: a path with control characters, or too long, cannot be kept; rename it")
     before = path.stat()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenmill.core.errors import FormatError, StoreError, did_you_mean
+from tokenmill.core.errors import ModelfileError, StoreError, did_you_mean
 from tokenmill.store import parameters as params
 
 MAX_BYTES = 4 << 20
@@ -59,16 +59,16 @@ class _Entry:
 
 
 def parse_modelfile(text: str, path: Path | str = "Modelfile") -> Modelfile:
-    """Read a Modelfile. Raises FormatError with every problem in it."""
+    """Read a Modelfile. Raises ModelfileError with every problem in it."""
     if len(text) > MAX_BYTES:
-        raise FormatError(path, "", f"longer than {MAX_BYTES} characters")
+        raise ModelfileError(path, "", f"longer than {MAX_BYTES} characters")
     reader = _Reader()
     for entry in _entries(text.removeprefix("\ufeff"), reader.problems):
         reader.take(entry)
     reader.finish()
     if reader.problems:
         listed = sorted(reader.problems)
-        raise FormatError(path, "", "\n  ".join(f"line {line}: {problem}" for line, problem in listed))
+        raise ModelfileError(path, "", "\n  ".join(f"line {line}: {problem}" for line, problem in listed))
     return reader.result()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from tokenmill.core.errors import StoreError, did_you_mean
+from tokenmill.core.errors import BadNameError, StoreError, did_you_mean
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -76,7 +76,7 @@ class ModelName:
         for part, grammar in checks:
             value = getattr(self, part)
             if not grammar.fullmatch(value) or ".." in value:
-                raise StoreError(f"{_quote(value)} cannot be the {part} of a model name; a name is one of: {_FORMS}")
+                raise BadNameError(f"{_quote(value)} cannot be the {part} of a model name; a name is one of: {_FORMS}")
 
     @classmethod
     def parse(cls, text: str) -> ModelName:
@@ -85,7 +85,7 @@ class ModelName:
         model, colon, tag = last.partition(":")
         parts = path.split("/") if path else []
         if len(parts) > 2:
-            raise StoreError(f"{_quote(text)} has too many parts for a model name; a name is one of: {_FORMS}")
+            raise BadNameError(f"{_quote(text)} has too many parts for a model name; a name is one of: {_FORMS}")
         return cls(
             host=parts[0] if len(parts) == 2 else DEFAULT_HOST,
             namespace=parts[-1] if parts else DEFAULT_NAMESPACE,
@@ -132,12 +132,12 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read what a person typed. Raises StoreError that says what is allowed.
+    """Read what a person typed. Raises BadNameError that says what is allowed.
 
     Text that starts with ``/``, ``./``, ``../`` or ``~`` is a path, and so is an existing ``*.gguf`` file.
     """
     if not text or len(text) > 2048 or any(ord(char) < 32 or ord(char) == 127 for char in text):
-        raise StoreError(f"{_quote(text)} is not a model: empty, too long, or with control characters in it")
+        raise BadNameError(f"{_quote(text)} is not a model: empty, too long, or with control characters in it")
     if text.startswith(("/", "./", "../", "~")) or text in (".", "..") or _is_gguf_file(text):
         return path_reference(Path(text))
     prefix, colon, rest = text.partition(":")
@@ -161,7 +161,7 @@ def path_reference(path: Path) -> Reference:
     try:
         absolute = path.expanduser().absolute()
     except RuntimeError as error:  # ~unknown-user
-        raise StoreError(f"{str(path)!r}: {error}") from None
+        raise BadNameError(f"{str(path)!r}: {error}") from None
     stem = absolute.name.removesuffix(".gguf") or "model"
     name = ModelName(DEFAULT_HOST, DEFAULT_NAMESPACE, _slug(stem, _PART, str(absolute)), DEFAULT_TAG)
     return Reference("path", str(absolute), name, path=absolute)
@@ -170,10 +170,10 @@ def path_reference(path: Path) -> Reference:
 def _parse_name(text: str) -> Reference:
     try:
         name = ModelName.parse(text)
-    except StoreError as error:
+    except BadNameError as error:
         prefix, colon, _ = text.partition(":")
         hint = did_you_mean(prefix, PREFIXES) if colon else ""
-        raise StoreError(f"{error}{hint}") from None
+        raise BadNameError(f"{error}{hint}") from None
     return Reference("name", str(name), name)
 
 
@@ -181,12 +181,15 @@ def _parse_hub(rest: str) -> Reference:
     head, _, file = rest.partition(":")
     repo, at, revision = head.partition("@")
     if not _REPO.fullmatch(repo) or ".." in repo:
-        raise StoreError(f"{_quote(repo)} is not a repository of the hub; write hf:ORG/REPO[@REV][:FILE]")
+        raise BadNameError(f"{_quote(repo)} is not a repository of the hub; write hf:ORG/REPO[@REV][:FILE]")
     if at and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
-        raise StoreError(f"{_quote(revision)} is not a branch, tag or commit; write hf:ORG/REPO[@REV][:FILE]")
+        raise BadNameError(f"{_quote(revision)} is not a branch, tag or commit; write hf:ORG/REPO[@REV][:FILE]")
     file = "" if file == DEFAULT_TAG else file
     if file:
-        check_file_name(file)
+        try:
+            check_file_name(file)
+        except StoreError as error:
+            raise BadNameError(str(error)) from None
     text = f"hf:{repo}" + (f"@{revision}" if revision else "") + (f":{file}" if file else "")
     organisation, _, model = repo.rpartition("/")
     chosen = f"{revision}-{file}".strip("-") or DEFAULT_TAG
@@ -203,9 +206,11 @@ def _parse_hub(rest: str) -> Reference:
 def _parse_package(rest: str) -> Reference:
     package, pinned, version = rest.partition("==")
     if not pinned:
-        raise StoreError(f"pypi:{rest[:100]}: name the version, as in pypi:PACKAGE==VERSION, so that it stays the same")
+        raise BadNameError(
+            f"pypi:{rest[:100]}: name the version, as in pypi:PACKAGE==VERSION, so that it stays the same"
+        )
     if not _PACKAGE.fullmatch(package) or not _VERSION.fullmatch(version):
-        raise StoreError(f"{_quote(rest)} is not a package and version; write pypi:PACKAGE==VERSION")
+        raise BadNameError(f"{_quote(rest)} is not a package and version; write pypi:PACKAGE==VERSION")
     package = re.sub(r"[-_.]+", "-", package).lower()
     text = f"pypi:{package}=={version}"
     name = ModelName("pypi.org", "project", _slug(package, _PART, text), _slug(version, _PART, text))
@@ -217,14 +222,14 @@ def _parse_url(text: str) -> Reference:
         url = urlsplit(text)
         host, port = url.hostname or "", url.port
     except ValueError as error:
-        raise StoreError(f"{_quote(text)} is not a URL: {error}") from None
+        raise BadNameError(f"{_quote(text)} is not a URL: {error}") from None
     if "@" in url.netloc:
-        raise StoreError("a URL with a user name or password in it would be kept in the store; leave them out")
+        raise BadNameError("a URL with a user name or password in it would be kept in the store; leave them out")
     if url.scheme == "http" and host not in _LOOPBACK:
-        raise StoreError(f"{_quote(text)}: only https is accepted (http only from this machine itself)")
+        raise BadNameError(f"{_quote(text)}: only https is accepted (http only from this machine itself)")
     file = url.path.rpartition("/")[2]
     if not host or not file or url.fragment or not text.isascii() or " " in text:
-        raise StoreError(f"{_quote(text)}: write https://HOST/PATH/FILE in ASCII, without a #fragment")
+        raise BadNameError(f"{_quote(text)}: write https://HOST/PATH/FILE in ASCII, without a #fragment")
     place = host.replace(":", "_") + (f":{port}" if port else "")
     name = ModelName(_slug(place, _HOST, place), "url", _slug(file.removesuffix(".gguf"), _PART, text), _hash(text))
     return Reference("url", text, name, repo=text, file=file)

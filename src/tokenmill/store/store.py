@@ -13,7 +13,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tokenmill.core.errors import NetworkError, NotFoundError, StoreError, TokenmillError, UsageError
+from tokenmill.core.errors import (
+    BadNameError,
+    MissingFileError,
+    ModelfileError,
+    NetworkError,
+    NotFoundError,
+    StoreError,
+    TemplateError,
+    TokenmillError,
+    UsageError,
+)
 from tokenmill.core.log import get_logger
 from tokenmill.core.paths import home
 from tokenmill.store import catalog, creating, derived, foreign, pulling
@@ -130,7 +140,10 @@ class Store:
         target, progress = _new_name(name), progress or silent
         modelfile = parse_modelfile(modelfile_text)
         if check_template is not None and modelfile.template is not None:
-            check_template(modelfile.template)
+            try:
+                check_template(modelfile.template)
+            except TemplateError as error:
+                raise ModelfileError("Modelfile", "TEMPLATE", str(error)) from None
         for warning in modelfile.warnings:
             progress(f"warning: {warning}")
             _log.warning("%s", warning)
@@ -166,7 +179,7 @@ class Store:
 
             return hf_push.push_folder(parse_reference(destination), Path(name), progress or silent)
         if parse_reference(name).kind == "path" and not Path(name).exists():
-            raise NotFoundError(f"{name}: no such folder")
+            raise MissingFileError(f"{name}: no such folder")
         stored = self._find(parse_reference(name))
         if stored is None:
             raise NotFoundError(
@@ -237,7 +250,8 @@ class Store:
         return sources
 
     def _not_found(self, reference: Reference) -> NotFoundError:
-        return NotFoundError(
+        gone = reference.path is not None and not reference.path.exists()
+        return (MissingFileError if gone else NotFoundError)(
             f"model {reference.text!r} is not on this machine{self._near(reference)}; "
             f"`tokenmill pull {reference.text}` gets it, `tokenmill list` shows what is here"
         )
@@ -251,7 +265,9 @@ class Store:
 def _new_name(text: str) -> ModelName:
     reference = parse_reference(text)
     if reference.kind != "name":
-        raise StoreError(f"{text!r} says where a model comes from; a new model needs a plain name such as my-model:v1")
+        raise BadNameError(
+            f"{text!r} says where a model comes from; a new model needs a plain name such as my-model:v1"
+        )
     return reference.name
 
 
@@ -283,10 +299,13 @@ def _resolve_path(reference: Reference) -> ModelFiles:
         names, folder, chosen = creating.split_names(path), path.parent, path
     elif path.is_dir():
         folder = path
-        names = select_files(foreign.folder_files(path), "", str(path))
+        try:
+            names = select_files(foreign.folder_files(path), "", str(path))
+        except NotFoundError as error:
+            raise MissingFileError(str(error)) from None
         chosen = path / names[0] if names[0].endswith(".gguf") else path
     else:
-        raise NotFoundError(f"{path}: no such file or folder")
+        raise MissingFileError(f"{path}: no such file or folder")
     states = [(folder / name).stat() for name in names]
     return ModelFiles(
         name=reference.text,

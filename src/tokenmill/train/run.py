@@ -21,7 +21,7 @@ from tokenmill.config.compose import Composed, compose
 from tokenmill.config.recipe import COMPARING, POLICY, Recipe
 from tokenmill.config.run_config import read_run_config, write_run_config
 from tokenmill.core.device import pick_device, pick_dtype
-from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.core.errors import MissingFileError, UsageError
 from tokenmill.data.compared import CollateCompared, Likelihood
 from tokenmill.data.corrupt import CorruptSpans, MaskTokens
 from tokenmill.data.loader import Collate, Loader
@@ -114,7 +114,7 @@ def train(
 def _resumed(folder: Path, overrides: Sequence[str], values: Mapping[str, Any]) -> Composed:
     """A run's own recipe with changes; what was trained before (a tokenizer) is taken from its folder."""
     if not (folder / "config.yaml").is_file():
-        raise NotFoundError(f"{folder}: no run is here: there is no config.yaml")
+        raise MissingFileError(f"{folder}: no run is here: there is no config.yaml")
     before = read_run_config(folder)
     tree = before.recipe.model_dump()
     if (folder / "tokenizer").is_dir():

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tokenmill.config.parts import Part
-from tokenmill.core.errors import ConfigError, NotFoundError, did_you_mean
+from tokenmill.core.errors import ConfigError, MissingFileError, did_you_mean
 from tokenmill.data.files import Broken, find_files, read_rows
 
 Said = Annotated[str, Field(min_length=1)]
@@ -112,7 +112,7 @@ def read_constitution(path: Path | None) -> Constitution:
 
     shipped = resources.files(__package__) / "default.yaml"
     if path is not None and not path.is_file():
-        raise NotFoundError(f"no constitution at {path}; without one the shipped principles are used")
+        raise MissingFileError(f"no constitution at {path}; without one the shipped principles are used")
     text = (shipped if path is None else path).read_text(encoding="utf-8")
     try:
         return Constitution.model_validate(yaml.safe_load(text))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenmill.cli.output import Json, Meter, emit, human_duration, human_size, note, waiting
-from tokenmill.core.errors import NotFoundError, UsageError
+from tokenmill.core.errors import MissingFileError, UsageError
 from tokenmill.core.paths import atomic_write
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _template(wanted: str) -> tuple[str | None, tuple[str, ...]]:
         return (resources.files("tokenmill.text.train") / "chatml.jinja").read_text(encoding="utf-8"), TURNS
     file = Path(wanted)
     if not file.is_file():
-        raise NotFoundError(f"--chat-template {wanted}: no such file; chatml and none are the other choices")
+        raise MissingFileError(f"--chat-template {wanted}: no such file; chatml and none are the other choices")
     try:
         source = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

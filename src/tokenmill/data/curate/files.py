@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenmill.core.errors import ConfigError, NotFoundError
+from tokenmill.core.errors import ConfigError, MissingFileError
 from tokenmill.data.curate.read import Piece
 from tokenmill.data.curate.recipe import Input
 from tokenmill.data.curate.streams import BLOCK, COMPRESSED
@@ -88,7 +88,7 @@ def find_sources(config: Input) -> tuple[list[Source], int]:
             state = file.stat()
             found[str(file.resolve())] = Source(str(file.absolute()), name, kind, state.st_size, state.st_mtime_ns)
     if not found:
-        raise NotFoundError(f"{config.path}: no files there that can be read ({' '.join(SUFFIXES)})")
+        raise MissingFileError(f"{config.path}: no files there that can be read ({' '.join(SUFFIXES)})")
     return sorted(found.values(), key=lambda source: (source.name, source.path)), unknown
 
 
@@ -115,7 +115,7 @@ def _files(given: str) -> Iterator[tuple[Path, str]]:
             if file.is_file() and not file.name.startswith("."):
                 yield file, _name(file.relative_to(base).as_posix())
     else:
-        raise NotFoundError(f"{given}: no such file or folder")
+        raise MissingFileError(f"{given}: no such file or folder")
 
 
 def _name(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.core.errors import ConfigError, FormatError, NotFoundError
+from tokenmill.core.errors import ConfigError, FormatError, MissingFileError
 from tokenmill.data.curate.step import Document
 from tokenmill.data.curate.words import ngrams, words_of
 
@@ -63,7 +63,7 @@ class Linear:
         from safetensors import SafetensorError, safe_open
 
         if not file.is_file():
-            raise NotFoundError(f"no classifier {file}; train one with `tokenmill data classifier train`")
+            raise MissingFileError(f"no classifier {file}; train one with `tokenmill data classifier train`")
         try:
             with safe_open(file, "numpy") as opened:
                 header = opened.metadata() or {}

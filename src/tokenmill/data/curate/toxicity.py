@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.config.parts import Count, Share
-from tokenmill.core.errors import NotFoundError
+from tokenmill.core.errors import MissingFileError
 from tokenmill.data.curate.classifier import Judge, loaded
 from tokenmill.data.curate.filtering import FilterOptions, judged, settle
 from tokenmill.data.curate.lexicon import Lexicon, bundled, of_words
@@ -53,7 +53,7 @@ class Toxicity:
         if options.words is not None:
             file = Path(options.words)
             if not file.is_file():
-                raise NotFoundError(f"toxicity.words: no file {file}")
+                raise MissingFileError(f"toxicity.words: no file {file}")
             self.own = of_words(line for line in file.read_text("utf-8").splitlines() if line.strip())
         self.judge = None if options.classifier is None else loaded(options.classifier.model, options.classifier.label)
 

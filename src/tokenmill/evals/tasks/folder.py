@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tokenmill.core.errors import FormatError, NotFoundError
+from tokenmill.core.errors import FormatError, MissingFileError
 from tokenmill.core.paths import atomic_write
 from tokenmill.core.version import __version__
 from tokenmill.evals.identity import code_digest
@@ -71,7 +71,7 @@ def read_results(folder: Path) -> Results:
     """What :func:`write_results` wrote. NotFoundError, FormatError where there is no such thing."""
     path = folder / RESULTS
     if not path.is_file():
-        raise NotFoundError(f"{folder}: no {RESULTS} there; `tokenmill eval tasks` writes such folders")
+        raise MissingFileError(f"{folder}: no {RESULTS} there; `tokenmill eval tasks` writes such folders")
     try:
         document = json.loads(path.read_bytes())
         if document.get("format") != FORMAT:

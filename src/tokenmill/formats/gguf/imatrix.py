@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenmill.core.errors import FormatError
+from tokenmill.core.errors import FormatError, MissingFileError
 from tokenmill.core.paths import atomic_write
 from tokenmill.formats.gguf.keys import Typed
 from tokenmill.formats.gguf.reader import GGUFFile
@@ -96,7 +96,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     """Read either format; FormatError, naming the place, for a file that is neither or is broken."""
     path = Path(path)
     if not path.is_file():
-        raise FormatError(path, "", "no such file")
+        raise MissingFileError(f"{path}: no such file")
     if (size := path.stat().st_size) > MAX_BYTES:
         raise FormatError(path, "", f"{size} bytes are too many for an importance matrix")
     with path.open("rb") as file:
