@@ -85,7 +85,7 @@ void attend_tiles(const Cache& c, const AttentionShape& shape, const Sequence& s
                          int64_t first, int64_t last, float* y, float* scratch) {
   const int64_t d = c.head_dim, ld = shape.heads * d, rows = last - first, key_head = head / (shape.heads / c.heads);
   const int64_t before = s.length - s.count, end = before + last;
-  float* p = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63});
+  float* p = reinterpret_cast<float*>(aligned(scratch));
   float* out = p + row_tile * key_tile;
   uint16_t* queries = reinterpret_cast<uint16_t*>(out + row_tile * d);
   uint16_t* weights = queries + row_tile * d;
