@@ -156,6 +156,12 @@ def test_input_that_changed_since_the_kill_is_refused(
     assert curate(recipe(raw, tmp_path / "out"), fresh=True).new
 
 
+def test_input_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        curate(recipe(tmp_path / "gone", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_order_of_jobs_and_size_of_batches_change_nothing(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

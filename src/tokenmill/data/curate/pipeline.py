@@ -72,12 +72,12 @@ def curate(
         something else, or the input changed since the run that is gone on with.
     """
     folder = Path(recipe.output.path).expanduser().absolute()  # workers may stand elsewhere
+    sources, unknown = find_sources(recipe.input)
+    sources = [source for source in sources if not Path(source.path).is_relative_to(folder)]
+    setup = Setup(recipe, folder / ".work", services or {})
+    worker = Worker(setup)
+    stages = stages_of(worker.steps)  # what cannot be read or made is told before a folder is
     with _locked(folder):
-        sources, unknown = find_sources(recipe.input)
-        sources = [source for source in sources if not Path(source.path).is_relative_to(folder)]
-        setup = Setup(recipe, folder / ".work", services or {})
-        worker = Worker(setup)
-        stages = stages_of(worker.steps)  # a step that cannot be made is told before anything is done
         ours = fresh and manifest.remove_run(folder)
         finished = None if ours else _finished(folder, recipe, sources)
         if finished is not None:
