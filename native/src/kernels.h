@@ -99,9 +99,12 @@ TOKENMILL_INLINE int64_t tile_panels(int64_t padded_k) {
   return fit < 2 ? 2 : fit > 16 ? 16 : fit;
 }
 
-/// Floats of scratch that a thread must bring for `linear` and the attention kernels.
+/// Floats of scratch that a thread must bring for `linear` and the attention kernels, whose K is at most `max_k`. Not what
+/// the largest needs: a smaller K has more panels, and these together may be larger.
 TOKENMILL_INLINE int64_t scratch_floats(int64_t max_k, int64_t head_dim) {
-  const int64_t kp = (max_k + chunk - 1) / chunk * chunk, panels = tile_panels(kp) * 16 * kp / 2 + 1024;
+  const int64_t kp = (max_k + chunk - 1) / chunk * chunk, most = 16 * 8 * kp, least = 2 * 8 * kp;
+  const int64_t group = most < (int64_t{1} << 17) ? most : int64_t{1} << 17;  // tile_panels(k) * 16 * k / 2, at most
+  const int64_t panels = (group > least ? group : least) + 1024;
   const int64_t tiles = 64 * (6 * (head_dim + 64) + 64) + 4096;
   return panels > tiles ? panels : tiles;
 }

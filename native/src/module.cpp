@@ -95,9 +95,11 @@ struct Work {
     if (static_cast<int64_t>(tokens.size()) > program.max_rows)
       throw std::out_of_range("more tokens than the program has rows");
     if (spans.size() != blocks.size()) throw std::invalid_argument("a block table for each span");
+    if (block_size < 1) throw std::invalid_argument("blocks are of at least one position");
     for (size_t i = 0; i < spans.size(); i++) {
       const auto [start, count] = spans[i];
       const int64_t first = static_cast<int64_t>(positions.size()), end = start + count;
+      if (start < 0 || count < 1) throw std::out_of_range("a span begins before its sequence, or is empty");
       if (static_cast<int64_t>(blocks[i].size()) * block_size < end) throw std::out_of_range("a span ends past its blocks");
       for (int64_t p = start; p < end; p++) {
         positions.push_back(p);
@@ -105,7 +107,8 @@ struct Work {
       }
       sequences.push_back({first, count, end, blocks[i].data()});
     }
-    if (!spans.empty() && positions.size() != tokens.size()) throw std::invalid_argument("spans are to cover the tokens");
+    if ((program.placed() || !spans.empty()) && positions.size() != tokens.size())
+      throw std::invalid_argument("spans are to cover the tokens");
   }
   Pass pass() const {
     return {static_cast<int64_t>(tokens.size()), tokens.data(), positions.data(), slots.data(), sequences};

@@ -295,7 +295,8 @@ void Program::embed(Weight w, bool positions, float* y) {
   each_row("embed", w.k, {}, y, [=](const Context& c, int64_t t) {
     c.kernels.dequantise(w, (positions ? c.pass.positions : c.pass.tokens)[t], y + t * w.k);
   });
-  if (!positions) vocabulary_ = std::min(vocabulary_, w.n);
+  if (positions) placed_ = true;
+  else vocabulary_ = std::min(vocabulary_, w.n);
 }
 void Program::pick(const float* from, int64_t width, float* y) {
   each_row("pick", width, {from}, y, [=](const Context& c, int64_t t) {
@@ -356,6 +357,7 @@ void Program::angles(const float* inverse, int64_t features, float scale, float*
     }
   });
   written(sin);
+  placed_ = true;
 }
 void Program::rope(const float* x, const float* cos, const float* sin, int64_t heads, int64_t dim, int64_t rotated, float* y) {
   each_row("rope", heads * dim, {x, cos, sin}, y, [=](const Context& c, int64_t t) {
@@ -372,7 +374,7 @@ void Program::gated(Unary kind, const float* gate, const float* up, int64_t widt
     return part.y == output && part.weight.n == width && part.weight.kind != Kind::F32;
   };
   Product* product = product_ && width % chunk == 0 && product_->parts.size() == 2 && fits(product_->parts[0], gate) &&
-                             fits(product_->parts[1], up)
+                             fits(product_->parts[1], up) && !product_->inputs->gated  // else it would read what it writes
                          ? product_
                          : nullptr;
   const auto row = [=](const Context& c, int64_t t) {
@@ -409,6 +411,7 @@ void Program::attend(const float* q, const float* k, const float* v, Cache cache
   head_dim_ = std::max(head_dim_, cache.head_dim);
   push(std::make_unique<AttendStep>(a), {q}, nullptr);
   push(std::make_unique<MergeStep>(a), {}, y);
+  placed_ = true;
 }
 
 void Program::run(Pool& pool, const Kernels& kernels, const Pass& pass, bool invariant) {

@@ -69,6 +69,8 @@ class Program : Job {
   int size() const { return static_cast<int>(steps_.size()); }
   /// Tokens are below this: rows of the smallest table.
   int64_t vocabulary() const { return vocabulary_; }
+  /// Some step asks for positions or slots, so a pass needs sequences.
+  bool placed() const { return placed_; }
 
   const int64_t max_rows;
 
@@ -112,6 +114,7 @@ class Program : Job {
   std::vector<std::unique_ptr<float[]>> scratch_;
   int64_t max_k_ = 32, gated_k_ = 0, head_dim_ = 16;
   int64_t vocabulary_ = INT64_MAX;
+  bool placed_ = false;
   const Context* context_ = nullptr;
 };
 

@@ -64,8 +64,11 @@ inline void rope(const float* x, const float* cos, const float* sin, int64_t hea
   }
 }
 
-/// 1 / (1 + e^x); x is cut at 80, where that is 0 already, so that nothing is infinite. NaN stays NaN.
-inline f32x16 falling(f32x16 x) { return reciprocal(1.0f + exp(min(splat(80.0f), x))); }
+/// 1 / (1 + e^x), 0 beyond 80, so that nothing is infinite on the way. NaN stays NaN.
+inline f32x16 falling(f32x16 x) {
+  const f32x16 cut = reciprocal(1.0f + exp(min(splat(80.0f), x)));
+  return x > 80.0f ? splat(0.0f) : cut;
+}
 
 inline f32x16 tanh(f32x16 x) { return 1.0f - 2.0f * falling(2.0f * x); }
 

@@ -98,6 +98,46 @@ def test_a_result_that_is_never_overwritten_is_kept(isa: str) -> None:
         assert (got[name] - want).norm() < 1e-2 * want.norm(), name
 
 
+@pytest.mark.parametrize("isa", sets())
+def test_short_inputs_beside_long_ones_have_room(isa: str) -> None:
+    """A group of panels of 1,024 inputs takes more of a thread's scratch than one of 3,072."""
+    steps = Steps(isa, 64)
+    x = steps.buffers["x"] = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    up, down = weight("BF16", 3072, 1024, 1), weight("BF16", 1024, 3072, 2)
+    steps.linear("x", up, "up")
+    steps.program.scale(steps.at("up"), 0.5, 3072, steps.at("half", 3072))
+    steps.linear("half", down, "down")
+    want = (x @ up.dense().T) @ down.dense().T / 2
+    assert (steps.run()["down"] - want).norm() < 1e-2 * want.norm()
+
+
+@pytest.mark.parametrize("isa", sets())
+def test_a_gate_over_a_gates_result(isa: str) -> None:
+    """It would read the memory that it writes to."""
+    steps = Steps(isa, 70)
+    y = steps.buffers["x"] = torch.randn(70, WIDTH, generator=torch.Generator().manual_seed(0))
+    weights = [weight("Q8_0", WIDTH, WIDTH, seed) for seed in range(6)]
+    for layer, source in enumerate(("x", "y", "y2")):
+        gate, up = weights[2 * layer : 2 * layer + 2]
+        names = [f"{name}{layer}" for name in ("gate", "up")]
+        steps.linear(source, gate, names[0])
+        steps.linear(source, up, names[1])
+        result = steps.at("y" if layer % 2 == 0 else "y2", WIDTH)
+        steps.program.gated(UNARY["silu"], *map(steps.at, names), WIDTH, result)
+        y = torch.nn.functional.silu(y @ gate.dense().T) * (y @ up.dense().T)
+    assert (steps.run()["y"] - y).norm() < 2e-2 * y.norm()
+
+
+@pytest.mark.parametrize("isa", sets())
+def test_a_gate_at_the_ends_of_its_range(isa: str) -> None:
+    values = torch.tensor([-torch.inf, -1e38, -100.0, -80.5, -0.0, 0.0, 88.0, 1e38, torch.inf, torch.nan])
+    steps = Steps(isa, 1)
+    steps.buffers["x"] = values.repeat(16)[None].clone()
+    steps.program.unary(UNARY["silu"], steps.at("x"), WIDTH, steps.at("y", WIDTH))
+    want = torch.nn.functional.silu(values.double()).float().repeat(16)
+    torch.testing.assert_close(steps.run()["y"][0], want, equal_nan=True, rtol=1e-5, atol=1e-30)
+
+
 def test_steps_of_single_rows_are_one_step() -> None:
     """The threads meet once for all of them."""
     steps = Steps(sets()[0], 5)
@@ -130,6 +170,8 @@ def test_a_pass_that_does_not_fit_is_refused() -> None:
         ([-1], [(0, 1)], [[0]], "vocabulary"),
         ([0] * 5, [(0, 5)], [[0]], "rows"),
         ([0, 0], [(31, 2)], [[0]], "past its blocks"),
+        ([0], [(-1, 1)], [[0]], "before its sequence"),
+        ([], [(0, 0)], [[0]], "is empty"),
     ]:
         with pytest.raises(IndexError, match=said):
             run(tokens, spans, blocks)
