@@ -202,7 +202,7 @@ def test_the_command_measures_keeps_and_gates(
     assert figures[0] == figures[1]
     assert (tmp_path / "16" / "report.html").is_file()
     assert len((tmp_path / "16" / "samples" / "choices.jsonl").read_text().splitlines()) == 3
-    assert main([*words[:3], "--tasks", "arithmetik"]) == 1
+    assert main([*words[:3], "--tasks", "arithmetik"]) == 2
     assert "did you mean 'arithmetic'" in capsys.readouterr().err
     assert main([*words, "--chat", "perhaps"]) == 2
 
