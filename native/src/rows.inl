@@ -64,17 +64,11 @@ inline void rope(const float* x, const float* cos, const float* sin, int64_t hea
   }
 }
 
-/// 1 / (1 + e^x), 0 beyond 80, so that nothing is infinite on the way. NaN stays NaN.
-inline f32x16 falling(f32x16 x) {
-  const f32x16 cut = reciprocal(1.0f + exp(min(splat(80.0f), x)));
-  return x > 80.0f ? splat(0.0f) : cut;
-}
-
-inline f32x16 tanh(f32x16 x) { return 1.0f - 2.0f * falling(2.0f * x); }
+inline f32x16 tanh(f32x16 x) { return 1.0f - 2.0f / (exp(2.0f * x) + 1.0f); }
 
 inline f32x16 activate(Unary kind, f32x16 x) {
   switch (kind) {
-    case Unary::Silu: return x * falling(-x);
+    case Unary::Silu: return x / (1.0f + exp(-x));
     case Unary::GeluTanh: return 0.5f * x * (1.0f + tanh(0.7978845608f * fma(x * x * x, splat(0.044715f), x)));
     case Unary::Gelu: {
       f32x16 v;

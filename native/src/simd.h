@@ -275,16 +275,6 @@ inline u32x16 lookup16(u32x16 v, const uint8_t* table) {
 #endif
 }
 
-/// 1 / x to 2 units in the last place, for x neither 0 nor infinite: a division of 16 numbers takes as long as all else of a gate.
-inline f32x16 reciprocal(f32x16 x) {
-#if defined(__AVX512F__)
-  const f32x16 near = _mm512_rcp14_ps(x);
-  return near * fma(-x, near, splat(2.0f));
-#else
-  return 1.0f / x;
-#endif
-}
-
 /// e^x to about 2 units in the last place: 2^n * p(r) with |r| <= ln(2)/2 (Cephes' polynomial); 0 below -87, inf above 88.7.
 inline f32x16 exp(f32x16 x) {
 #if defined(__AVX512F__)

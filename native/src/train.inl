@@ -44,7 +44,7 @@ inline f32x16 activate(Unary kind, f32x16 x, f32x16& slope) {
   const f32x16 one = splat(1.0f);
   switch (kind) {
     case Unary::Silu: {
-      const f32x16 s = falling(-x);
+      const f32x16 s = 1.0f / (1.0f + exp(-x));
       slope = s * fma(x, one - s, one);
       return x * s;
     }
